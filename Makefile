@@ -1,0 +1,49 @@
+# make demo   multitask prompt tuning from end to end on this machine's CPU, with a report at the end
+# make test   the tests           make lint   ruff and mypy           make format   ruff's formatting
+# Each creates .venv from the pinned requirements when it is missing or stale. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEV := $(VENV)/.dev-installed
+PYTEST_ARGS ?= -n 2
+
+.PHONY: demo test lint format install install-dev clean
+
+demo: $(RUNTIME)
+	@$(BIN)/python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(RUNTIME)
+install-dev: $(DEV)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "mpt_jax needs Python 3.11, 3.12 or 3.13, but $(PYTHON) is $$($(PYTHON) --version 2>&1); run make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Order-only on the interpreter: only the requirements decide whether an environment is stale.
+$(RUNTIME): requirements.txt | $(BIN)/python
+	@echo "Installing requirements.txt into $(VENV) (minutes, once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(DEV): requirements-dev.txt requirements.txt | $(BIN)/python
+	@echo "Installing requirements-dev.txt into $(VENV) (minutes, once) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $(RUNTIME) $@
