@@ -1,0 +1,308 @@
+"""The whole configuration of a run, as frozen dataclasses.
+
+gin (`gin_bindings.py`) only fills these; nothing else in the package knows that gin exists. Every field is a number or a
+name that a user may want to change; `validate` is called once, before anything is loaded, and names the field that is wrong.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from mpt_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+PROMPT_METHODS = ("plain", "mpt", "none")
+PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file")
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Architecture and numerics of a T5 (sizes: Raffel et al. 2020; 1.1: t5x `examples/t5/t5_1_1`)."""
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    num_heads: int
+    d_ff: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    activation: str = "gated-gelu"  # "gated-gelu" (T5 1.1) or "relu" (T5 1.0)
+    tie_embeddings: bool = False  # T5 1.0: logits from the embedding, scaled by d_model**-0.5
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    norm_epsilon: float = 1e-6
+    dropout_rate: float = 0.0  # T5X fine-tunes with 0.1
+    dtype: str = "float32"  # of activations; norms, softmax and logits are always float32
+    param_dtype: str = "float32"  # of the weights in memory
+    remat: str = "none"  # "none", "full" (store only each layer's input) or "dots" (also keep matrix products)
+
+    def validate(self) -> None:
+        for name in ("vocab_size", "d_model", "d_kv", "num_heads", "d_ff", "num_encoder_layers", "num_decoder_layers"):
+            _check(getattr(self, name) > 0, f"T5Config.{name} must be positive, not {getattr(self, name)}")
+        _choice("T5Config.activation", self.activation, ("gated-gelu", "relu"))
+        _choice("T5Config.dtype", self.dtype, DTYPES)
+        _choice("T5Config.param_dtype", self.param_dtype, DTYPES)
+        _choice("T5Config.remat", self.remat, ("none", "full", "dots"))
+        _check(0 <= self.dropout_rate < 1, f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Where the frozen T5 comes from."""
+
+    checkpoint: str  # "embedded:mini", a Hugging Face folder, a run of ours that tuned a model, or "scratch"
+    architecture: T5Config
+    vocabulary: str = ""  # SentencePiece file; "" takes the one that lies beside the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """One stream of training examples and the prompt that it trains.
+
+    A stream's number is its `task_id`. Streams of one `group` share a plain prompt, or MPT's shared prompt P*;
+    MPT's u, v are always the stream's own. Groups are independent of one another.
+    """
+
+    task: str
+    group: int = 0
+    k_shot: int = 0  # 0 = all training examples; k = k examples of each class (of the whole set where there are no classes)
+    seed: int = 0  # chooses the k examples, their order and the prompt's initialisation
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on. `mixture` is a registered seqio task or mixture; `streams` overrides it for banks."""
+
+    mixture: str
+    lengths: dict[str, int]  # {"inputs": T, "targets": L}
+    batch_size: int  # examples per step, over all streams and devices
+    streams: tuple[StreamConfig, ...] = ()
+    task_modules: tuple[str, ...] = ("tasks",)  # imported to register tasks with seqio
+    train_split: str = "train"
+    eval_split: str = "validation"
+    cache_dir: str = "~/.cache/mpt_jax"
+    sampling: str = "proportional"  # "proportional" (seqio's rates), "bank" (equal shares) or "mpt" (K random tasks)
+    with_replacement: bool = False  # of "mpt" sampling's K tasks, as the published code draws them
+    trim_lengths: tuple[int, ...] = ()  # shorter input lengths that a batch is trimmed to where its examples fit; each is compiled
+    sort_window: int = 1  # "proportional": the examples of so many batches are sorted by length into them, so that trimming pays
+    seed: int = 0
+
+    def validate(self) -> None:
+        _choice("DataConfig.sampling", self.sampling, ("proportional", "bank", "mpt"))
+        _check(self.sort_window > 0, f"DataConfig.sort_window must be positive, not {self.sort_window}")
+        _check(self.batch_size > 0, f"DataConfig.batch_size must be positive, not {self.batch_size}")
+        for name in ("inputs", "targets"):
+            _check(
+                self.lengths.get(name, 0) > 0,
+                f"DataConfig.lengths (TASK_FEATURE_LENGTHS) must give a positive length for '{name}', not {self.lengths}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """The prompt: its method, size and start. `none` tunes the whole model."""
+
+    method: str = "plain"
+    length: int = 100
+    max_length: int = 1000
+    rank: int = 1  # of MPT's Hadamard factors U_k V_kᵀ
+    per_task: bool = False  # one group per task of the mixture (teachers) instead of one for all (SPoT)
+    init: str = "vocab"
+    init_scale: float = 0.5  # of "uniform" (±scale, Lester et al.) and "uniform_positive" ([0, scale), as T5X's gin does)
+    init_population: int = 5000  # "vocab" and the rest of "labels" draw from the ids below this
+    init_labels: tuple[str, ...] = ()
+    init_text: str = ""
+    init_file: str = ""  # a prompt file or a run's folder; "PATH#TASK" chooses one prompt of a bank
+    factor_init: str = "ones"  # "ones" (then P_k starts as P*) or "normal"
+    factor_scale: float = 0.02  # standard deviation of "normal"; with "ones", of the noise added to each rank
+    factor_source: str = "mean"  # with init="file": the mean of the sources' u, v, or one source's by task name
+
+    def validate(self) -> None:
+        _choice("PromptConfig.method", self.method, PROMPT_METHODS)
+        if self.method == "none":
+            return
+        _choice("PromptConfig.init", self.init, PROMPT_INITS)
+        _choice("PromptConfig.factor_init", self.factor_init, ("ones", "normal"))
+        _check(self.rank > 0, f"PromptConfig.rank must be positive, not {self.rank}")
+        _check(
+            0 < self.length <= self.max_length,
+            f"PromptConfig.length (PROMPT_LENGTH) must be between 1 and PromptConfig.max_length={self.max_length}, not {self.length}",
+        )
+        for init, field in (("labels", "init_labels"), ("text", "init_text"), ("file", "init_file")):
+            if self.init == init:
+                _check(bool(getattr(self, field)), f"PromptConfig.init='{init}' needs PromptConfig.{field}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy over target tokens (T5X `losses.py`) and, with `teachers`, MPT's distillation."""
+
+    z_loss: float = 0.0  # T5X prompt runs: 1e-4
+    label_smoothing: float = 0.0
+    normalization: str = "sum"  # over tokens: "sum" (T5X) or "mean" (Hugging Face, MPT); always within a group
+    teachers: str = ""  # prompt file or run folder with one prompt per source task; "" = no distillation
+    distill_weight: float = 0.9  # λ
+    temperature: float = 1.0  # τ
+    distill_logits: bool = True
+    hidden_layers: str = "last"  # hidden states compared: "none", "last" or "all"
+    distill_encoder: bool = True
+    distill_decoder: bool = True
+
+    def validate(self) -> None:
+        _choice("LossConfig.normalization", self.normalization, ("sum", "mean"))
+        _choice("LossConfig.hidden_layers", self.hidden_layers, ("none", "last", "all"))
+        _check(self.temperature > 0, f"LossConfig.temperature must be positive, not {self.temperature}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Adafactor as T5X runs it (`t5x/adafactor.py`, prompt-tuning's gin) or AdamW as MPT-derived code does."""
+
+    name: str = "adafactor"
+    rules: tuple[tuple[str, float], ...] = ((".*", 0.3),)  # (regex over a parameter's whole path, peak learning rate)
+    schedule: str = "constant"  # after warm-up: "constant" or "linear" (to 0 at the last step)
+    warmup_steps: int = 0
+    weight_decay: float = 1e-5  # Adafactor: not multiplied by the learning rate; AdamW: multiplied, as in PyTorch
+    clip_norm: float = 0.0  # global norm of each group's gradient; 0 = off
+    decay_rate: float = 0.8  # Adafactor's β2 exponent
+    decay_offset: int = 0  # steps the preconditioner counts as already taken are its negative: T5X prompts on a 1.1M-step model = -1_100_000
+    factored: bool = False  # factored second moments, for model tuning
+    scale_by_parameter: bool = False  # multiply the step by the parameter's RMS, for model tuning
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def validate(self) -> None:
+        _choice("OptimizerConfig.name", self.name, ("adafactor", "adamw"))
+        _choice("OptimizerConfig.schedule", self.schedule, ("constant", "linear"))
+        for pattern, rate in self.rules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"OptimizerConfig.rules has '{pattern}', which is not a regular expression: {error}") from None
+            _check(rate >= 0, f"OptimizerConfig.rules gives '{pattern}' the negative learning rate {rate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length of the run and what is written on the way."""
+
+    steps: int
+    model_dir: str
+    seed: int = 0
+    log_period: int = 50
+    eval_period: int = 500  # 0 = only at the end; the best prompt of each group by validation score is kept apart
+    max_eval_examples: int = 0  # of each task's split; 0 = all
+    checkpoint_period: int = 500  # 0 = only at the end
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+
+    def validate(self) -> None:
+        _check(self.steps >= 0, f"TrainConfig.steps (TRAIN_STEPS) must not be negative, not {self.steps}")
+        _check(bool(self.model_dir), "TrainConfig.model_dir (MODEL_DIR) is empty; give the folder for this run's files")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How predictions are made in `evaluate`, `infer` and validation."""
+
+    batch_size: int = 64
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    max_length: int = 0  # 0 = the task's target length
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionConfig:
+    """The mesh: `num_partitions` devices hold one model together; the rest of the devices split the batch."""
+
+    num_partitions: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class InferConfig:
+    """Files of the `infer` command: JSONL with `task` and the task's input fields (or `inputs`) in, JSONL out."""
+
+    input_file: str = ""
+    output_file: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run, or the evaluation of one."""
+
+    backbone: BackboneConfig
+    data: DataConfig
+    train: TrainConfig
+    prompt: PromptConfig = PromptConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    decode: DecodeConfig = DecodeConfig()
+    partition: PartitionConfig = PartitionConfig()
+    infer: InferConfig = InferConfig()
+
+    def validate(self) -> None:
+        for part in (self.backbone.architecture, self.data, self.train, self.prompt, self.loss, self.optimizer):
+            part.validate()
+        _check(
+            not (self.loss.teachers and self.prompt.method == "none"),
+            "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """Length and speed of one stage of the pipeline; what it does not name comes from the method's own defaults."""
+
+    steps: int
+    batch_size: int  # of each stream of a bank; in MPT's source training, of all streams together
+    rules: tuple[tuple[str, float], ...]
+    optimizer: str = "adafactor"
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineConfig:
+    """MPT from end to end: teachers → source training with distillation → every target by every method.
+
+    `base` supplies everything that the stages share (backbone, lengths, prompt length, seed, folder); `methods` maps
+    "mpt", "prompt_tuning", "spot" and "model_tuning" to their stage. `k_shots` has 0 for full data.
+    """
+
+    base: Experiment
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    teacher: StageConfig
+    source: StageConfig
+    few_shot: dict[str, StageConfig]  # method → stage
+    full_data: dict[str, StageConfig]
+    k_shots: tuple[int, ...] = (4, 16, 32)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    full_seeds: tuple[int, ...] = (0,)
+    distill: bool = True
+    test_split: str = "test"
+    max_test_examples: int = 0  # per task; 0 = all
+    bank_size: int = 0  # most prompts trained side by side on the targets, where memory is short; 0 = no limit
+    keep_models: bool = False  # keep the weights of model tuning after they are scored, each as large as the backbone
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain dicts, lists and scalars, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """' Did you mean X?' for the closest of `names`, or '' when none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message + ".")
+
+
+def _choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{field} must be one of {', '.join(choices)}, not '{value}'.{nearest(str(value), choices)}")
