@@ -1,0 +1,202 @@
+"""The parts of a T5 block. Semantics and parameter names: t5x `examples/t5/{layers,network}.py`.
+
+No module here has a bias, attention scores are not divided by sqrt(K), norms only scale; norms and softmax are float32.
+Parameters carry logical axis names (T5X's), activations logical constraints that do nothing outside a mesh.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mpt_jax.config import T5Config
+
+MASKED = -1e10  # added to the score of a position that must not be attended to; exp of it is exactly 0
+
+Initializer = Callable[..., jax.Array]
+fan_in_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+    """0/1 mask [B, S] → additive float32 bias [B, 1, 1, S]."""
+    return jnp.where(mask[:, None, None, :] > 0, 0.0, MASKED).astype(jnp.float32)
+
+
+def relative_buckets(distance: jax.Array, bidirectional: bool, num_buckets: int, max_distance: int) -> jax.Array:
+    """Bucket of each `key position - query position`, int32 of the same shape.
+
+    Half of the buckets hold one small distance each, the others widen logarithmically up to `max_distance`; farther
+    positions share the last one. With `bidirectional`, each direction has half of all buckets; without, all keys after
+    the query fall into bucket 0. Raffel et al. 2020 §2.1; t5x `layers.py:RelativePositionBiases`.
+    """
+    behind = -distance
+    offset = jnp.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(behind < 0, num_buckets, 0)
+        behind = jnp.abs(behind)
+    else:
+        behind = jnp.maximum(behind, 0)
+    exact = num_buckets // 2
+    # float32 as in T5X and Hugging Face: float64 would put a few boundary distances elsewhere.
+    ratio = jnp.log(behind.astype(jnp.float32) / exact + np.finfo(np.float32).eps) / np.log(max_distance / exact)
+    wide = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
+    return (offset + jnp.where(behind < exact, behind, wide)).astype(jnp.int32)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + ε) * scale, statistics in float32, result in the activations' dtype."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        scale = self.param("scale", init, (x.shape[-1],), config.param_dtype)
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        y = (x * jax.lax.rsqrt(mean_square + config.norm_epsilon)).astype(config.dtype)
+        return y * scale.astype(config.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Dense(nn.Module):
+    """x [..., in] @ kernel [in, out]."""
+
+    config: T5Config
+    features: int
+    axes: tuple[str, str]
+    kernel_init: Initializer = fan_in_truncated
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), config.param_dtype)
+        return jnp.dot(x.astype(config.dtype), kernel.astype(config.dtype))
+
+
+class LogitsDense(nn.Module):
+    """The untied output layer: x [..., D] @ kernel [D, V] in float32."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config = self.config
+        init = nn.with_logical_partitioning(fan_in_truncated, ("embed", "vocab"))
+        kernel = self.param("kernel", init, (config.d_model, config.vocab_size), config.param_dtype)
+        return float32_dot(x, kernel)
+
+
+class Embed(nn.Module):
+    """Token embedding; `attend` is its use as the output layer of T5 1.0."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(stddev=1.0), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (config.vocab_size, config.d_model), config.param_dtype)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """tokens [B, T] → [B, T, D]. An id outside the vocabulary gives NaN, never another token's embedding."""
+        return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(self.config.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x [B, L, D] → logits [B, L, V] float32, scaled by D**-0.5 as T5 1.0 wants it."""
+        return float32_dot(x * self.config.d_model**-0.5, self.embedding.T)
+
+
+def float32_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Matrix product accumulated and returned in float32; bfloat16 operands stay bfloat16, so no float32 copy of V x D is made."""
+    dtype = jnp.promote_types(x.dtype, kernel.dtype)
+    return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+
+
+class RelativePositionBias(nn.Module):
+    """Per head bias by the distance of key and query; one table per stack (rel_embedding [H, buckets])."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+        """Positions [Q] and [S] → bias [1, H, Q, S] float32."""
+        config = self.config
+        init = nn.with_logical_partitioning(
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), ("heads", "relpos_buckets")
+        )
+        table = self.param("rel_embedding", init, (config.num_heads, config.relpos_buckets), config.param_dtype)
+        distance = key_positions[None, :] - query_positions[:, None]
+        buckets = relative_buckets(distance, self.bidirectional, config.relpos_buckets, config.relpos_max_distance)
+        return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention; keys and values are [B, H, S, K], so that a cache holds them as the products want them."""
+
+    config: T5Config
+    deterministic: bool
+
+    def setup(self) -> None:
+        config = self.config
+        width = config.num_heads * config.d_kv
+        self.query = Dense(config, width, ("embed", "joined_kv"), _query_init(config.d_kv))
+        self.key = Dense(config, width, ("embed", "joined_kv"), fan_in_normal)
+        self.value = Dense(config, width, ("embed", "joined_kv"), fan_in_normal)
+        self.out = Dense(config, config.d_model, ("joined_kv", "embed"), fan_in_normal)
+        self.dropout = Dropout(config.dropout_rate, self.deterministic)
+
+    def keys_values(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """source [B, S, D] → keys and values, each [B, H, S, K]."""
+        return split_heads(self.key(source), self.config.num_heads), split_heads(self.value(source), self.config.num_heads)
+
+    def __call__(self, x: jax.Array, key: jax.Array, value: jax.Array, biases: Sequence[jax.Array]) -> jax.Array:
+        """x [B, Q, D], key and value [B, H, S, K], biases each broadcastable to [B, H, Q, S] → [B, Q, D]."""
+        query = split_heads(self.query(x), self.config.num_heads)
+        scores = jnp.einsum("bhqk,bhsk->bhqs", query, key, preferred_element_type=jnp.float32)
+        for bias in biases:  # added one by one: their sum over batch and heads is never stored
+            scores = scores + bias
+        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(self.config.dtype))
+        y = jnp.einsum("bhqs,bhsk->bhqk", weights, value)
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[1], -1)
+        return self.out(y)
+
+
+def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
+    """[B, T, H*K] → [B, H, T, K]."""
+    x = x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(0, 2, 1, 3)
+    return nn.with_logical_constraint(x, ("batch", "heads", "length", "kv"))
+
+
+def _query_init(head_width: int) -> Initializer:
+    """T5X puts the missing 1/sqrt(K) of the scores into the queries' initial values."""
+    return nn.initializers.variance_scaling(1.0 / head_width, "fan_in", "normal")
+
+
+class Mlp(nn.Module):
+    """relu(x wi) wo, or gelu(x wi_0) * (x wi_1) wo with the tanh form of gelu (`gelu_new`)."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        config, axes = self.config, ("embed", "mlp")
+        if config.activation == "relu":
+            y = jax.nn.relu(Dense(config, config.d_ff, axes, name="wi")(x))
+        else:
+            gate = jax.nn.gelu(Dense(config, config.d_ff, axes, name="wi_0")(x), approximate=True)
+            y = gate * Dense(config, config.d_ff, axes, name="wi_1")(x)
+        y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
+        y = Dropout(config.dropout_rate, self.deterministic)(y)
+        return Dense(config, config.d_model, ("mlp", "embed"), name="wo")(y)
+
+
+def Dropout(rate: float, deterministic: bool) -> nn.Dropout:
+    """T5X's dropout: one mask for all positions of the next to last axis. Random numbers: "dropout"."""
+    return nn.Dropout(rate, broadcast_dims=(-2,), deterministic=deterministic)

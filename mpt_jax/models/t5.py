@@ -1,0 +1,270 @@
+"""T5 1.0 and 1.1 (Raffel et al. 2020; t5x `examples/t5`, `examples/scalable_t5`) in Flax Linen.
+
+The layers of a stack are one scanned block, so every leaf under `encoder/layers` and `decoder/layers` has a leading axis
+"layers" and compile time does not grow with depth. `encode` takes embeddings, because prompts are put in front of them.
+Parameters are a plain nested dict; letters are those of `shapes.py`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.config import T5Config
+from mpt_jax.models.layers import (
+    MASKED,
+    Attention,
+    Dropout,
+    Embed,
+    LogitsDense,
+    Mlp,
+    RelativePositionBias,
+    RMSNorm,
+    mask_bias,
+    split_heads,
+)
+
+Params = dict[str, Any]
+
+
+class Encoded(NamedTuple):
+    output: jax.Array  # [B, S, D], after the final norm
+    hidden: jax.Array | None  # [layers, B, S, D], after each block
+
+
+class Cache(NamedTuple):
+    """State of step-by-step decoding; the leading axis of the four arrays is the layer, M the longest target."""
+
+    index: jax.Array  # int32 scalar, number of positions already decoded
+    self_key: jax.Array  # [layers, B, H, M, K]
+    self_value: jax.Array
+    cross_key: jax.Array  # [layers, B, H, S, K]
+    cross_value: jax.Array
+
+
+class Decoded(NamedTuple):
+    logits: jax.Array  # [B, L, V] float32
+    hidden: jax.Array | None  # [layers, B, L, D], after each block
+    cache: Cache | None
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of `Cache`."""
+
+    self_key: jax.Array
+    self_value: jax.Array
+    cross_key: jax.Array
+    cross_value: jax.Array
+
+
+class EncoderBlock(nn.Module):
+    config: T5Config
+    deterministic: bool
+    return_hidden: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
+        config, dropout = self.config, Dropout(self.config.dropout_rate, self.deterministic)
+        attention = Attention(config, self.deterministic, name="attention")
+        y = RMSNorm(config, name="pre_attention_layer_norm")(x)
+        x = x + dropout(attention(y, *attention.keys_values(y), biases))
+        y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
+        x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, x if self.return_hidden else None
+
+
+class DecoderBlock(nn.Module):
+    config: T5Config
+    deterministic: bool
+    return_hidden: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: LayerCache | None,
+        index: jax.Array | None,
+        encoded: jax.Array | None,
+        self_bias: jax.Array,
+        cross_bias: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array | None, tuple[jax.Array, jax.Array] | None]]:
+        config, dropout = self.config, Dropout(self.config.dropout_rate, self.deterministic)
+        attention = Attention(config, self.deterministic, name="self_attention")
+        cross_attention = Attention(config, self.deterministic, name="encoder_decoder_attention")
+
+        y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
+        key, value = attention.keys_values(y)
+        if cache is not None:
+            key = jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, index, axis=2)
+            value = jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, index, axis=2)
+        x = x + dropout(attention(y, key, value, (self_bias,)))
+
+        y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
+        cross = cross_attention.keys_values(encoded) if cache is None else (cache.cross_key, cache.cross_value)
+        x = x + dropout(cross_attention(y, *cross, (cross_bias,)))
+
+        y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
+        x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
+        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
+        return x, (x if self.return_hidden else None, None if cache is None else (key, value))
+
+
+class Encoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, return_hidden: bool) -> Encoded:
+        config, dropout = self.config, Dropout(self.config.dropout_rate, deterministic)
+        positions = jnp.arange(x.shape[1])
+        position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(positions, positions)
+        x = dropout(nn.with_logical_constraint(x.astype(config.dtype), ("batch", "length", "embed")))
+        layers = _stack(EncoderBlock, config, config.num_encoder_layers, in_axes=(nn.broadcast,))
+        x, hidden = layers(config, deterministic, return_hidden, name="layers")(x, (position_bias, mask_bias(mask)))
+        return Encoded(dropout(RMSNorm(config, name="encoder_norm")(x)), hidden)
+
+
+class Decoder(nn.Module):
+    config: T5Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        encoded: jax.Array | None,
+        mask: jax.Array,
+        embed: Embed,
+        cache: Cache | None,
+        deterministic: bool,
+        return_hidden: bool,
+    ) -> Decoded:
+        config, dropout = self.config, Dropout(self.config.dropout_rate, deterministic)
+        index = None if cache is None else cache.index
+        query_positions = jnp.arange(x.shape[1]) + (0 if index is None else index)
+        key_positions = jnp.arange(x.shape[1] if cache is None else cache.self_key.shape[3])
+        causal = key_positions[None, None, None, :] <= query_positions[None, None, :, None]
+        position_bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(query_positions, key_positions)
+        self_bias = jnp.where(causal, position_bias, MASKED)
+
+        x = dropout(nn.with_logical_constraint(x, ("batch", "length", "embed")))
+        layers = _stack(DecoderBlock, config, config.num_decoder_layers, in_axes=(0, *(nn.broadcast,) * 4))
+        layer_cache = None if cache is None else LayerCache(*cache[1:])
+        source = None if encoded is None else encoded.astype(config.dtype)
+        x, (hidden, self_cache) = layers(config, deterministic, return_hidden, name="layers")(
+            x, layer_cache, index, source, self_bias, mask_bias(mask)
+        )
+        x = dropout(RMSNorm(config, name="decoder_norm")(x))
+        logits = embed.attend(x) if config.tie_embeddings else LogitsDense(config, name="logits_dense")(x)
+        if cache is not None:
+            cache = cache._replace(index=cache.index + x.shape[1], self_key=self_cache[0], self_value=self_cache[1])
+        return Decoded(nn.with_logical_constraint(logits, ("batch", "length", "vocab")), hidden, cache)
+
+
+def _stack(block: type[nn.Module], config: T5Config, layers: int, in_axes: tuple[Any, ...]) -> Any:
+    """`layers` copies of `block`, one after the other, with their parameters stacked on axis 0."""
+    if config.remat != "none":
+        policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[config.remat]
+        block = nn.remat(block, policy=policy, prevent_cse=False)  # inside a scan nothing can be merged by CSE anyway
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        out_axes=0,
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+class T5(nn.Module):
+    """Encoder-decoder. Call as `T5(config).apply({"params": params}, ..., method="encode")`; dropout needs `rngs={"dropout": key}`."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = Embed(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def __call__(self, encoder_tokens: jax.Array, decoder_input_tokens: jax.Array) -> jax.Array:
+        """Tokens [B, T] and [B, L] → logits [B, L, V], without dropout."""
+        mask = encoder_tokens > 0
+        encoded = self.encode(self.embed(encoder_tokens), mask).output
+        return self.decode(decoder_input_tokens, encoded, mask).logits
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """tokens [B, T] → embeddings [B, T, D], unscaled, before dropout."""
+        return self.token_embedder(tokens)
+
+    def encode(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True, return_hidden: bool = False) -> Encoded:
+        """Embeddings x [B, S, D], mask [B, S] (1 = attend) → `Encoded`. Masked positions influence no other position."""
+        return self.encoder(x, mask, deterministic, return_hidden)
+
+    def decode(
+        self,
+        tokens: jax.Array,
+        encoded: jax.Array | None,
+        mask: jax.Array,
+        *,
+        deterministic: bool = True,
+        cache: Cache | None = None,
+        return_hidden: bool = False,
+    ) -> Decoded:
+        """Decoder input tokens [B, L] (first one 0) and the encoder's output [B, S, D] → `Decoded`.
+
+        Causal only: padding among the decoder's inputs is not masked, as in T5X and Hugging Face. With a cache from
+        `start_cache`, `tokens` are the next L ones, the cache comes back advanced, and `encoded` is not looked at (None will do).
+        """
+        return self.decoder(self.token_embedder(tokens), encoded, mask, self.token_embedder, cache, deterministic, return_hidden)
+
+
+def start_cache(model: T5, params: Params, encoded: jax.Array, max_length: int) -> Cache:
+    """An empty cache for `max_length` target positions, with the cross-attention's keys and values of encoded [B, S, D]."""
+    config = model.config
+    attention = params["decoder"]["layers"]["encoder_decoder_attention"]
+    source = encoded.astype(config.dtype)
+
+    def project(kernel: jax.Array) -> jax.Array:
+        heads = jax.lax.map(lambda one: split_heads(jnp.dot(source, one), config.num_heads), kernel.astype(config.dtype))
+        return nn.with_logical_constraint(heads, ("layers", "batch", "heads", "length", "kv"))
+
+    shape = (config.num_decoder_layers, encoded.shape[0], config.num_heads, max_length, config.d_kv)
+    empty = nn.with_logical_constraint(jnp.zeros(shape, config.dtype), ("layers", "batch", "heads", "length", "kv"))
+    key, value = project(attention["key"]["kernel"]), project(attention["value"]["kernel"])
+    return Cache(jnp.zeros((), jnp.int32), empty, empty, key, value)
+
+
+def _init(config: T5Config, key: jax.Array) -> Params:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return T5(config).init(key, tokens, tokens)["params"]
+
+
+def init_params(config: T5Config, key: jax.Array) -> Params:
+    """Random parameters with T5X's initialisers, for pretraining from scratch."""
+    return jax.jit(lambda key: nn.unbox(_init(config, key)))(key)
+
+
+def param_shapes(config: T5Config) -> Params:
+    """The tree of parameters as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return nn.unbox(_boxed_shapes(config))
+
+
+def logical_axes(config: T5Config) -> Params:
+    """For each parameter the tuple of its logical axis names, as in `param_shapes`' tree."""
+
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    return jax.tree.map(lambda box: tuple(box.names), _boxed_shapes(config), is_leaf=is_box)
+
+
+@functools.lru_cache(maxsize=32)  # tracing a T5 takes a quarter of a second, and every run asks
+def _boxed_shapes(config: T5Config) -> Params:
+    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+
+
+def count_parameters(config: T5Config) -> int:
+    """Number of parameters, from shapes alone."""
+    return sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config)))

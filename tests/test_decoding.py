@@ -1,0 +1,111 @@
+"""Greedy and beam search against plain loops over the uncached model (against transformers: test_parity_hf.py)."""
+
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpt_jax.config import T5Config
+from mpt_jax.decoding import beam, greedy
+from mpt_jax.models import T5, init_params
+
+CONFIG = T5Config(vocab_size=7, d_model=16, d_kv=4, num_heads=2, d_ff=24, num_encoder_layers=1, num_decoder_layers=2)
+STEPS = 4
+
+
+@functools.cache
+def setting(seed: int = 0) -> tuple[T5, Any, np.ndarray, np.ndarray]:
+    """A model whose outputs end at different lengths, with the encoder's output of five inputs."""
+    model, params = T5(CONFIG), init_params(CONFIG, jax.random.key(seed))
+    inputs = np.random.default_rng(seed).integers(2, 7, (5, 6))
+    mask = (np.arange(6)[None] < np.array([[6], [5], [3], [2], [1]])).astype(np.int32)
+    variables = {"params": params}
+    encode = jax.jit(lambda tokens: model.apply(variables, model.apply(variables, tokens, method="embed"), mask, method="encode"))
+    return model, params, np.asarray(encode(inputs).output), mask
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def log_probabilities(model: T5, params: Any, encoded: Any, mask: Any, targets: jax.Array) -> jax.Array:
+    """Of each token of the targets [B, L], given those before it; by one pass without cache."""
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = model.apply({"params": params}, inputs, encoded, mask, method="decode").logits
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[:, :, None], axis=-1)[..., 0]
+
+
+def test_greedy_equals_a_loop_without_cache() -> None:
+    model, params, encoded, mask = setting()
+    found = jax.jit(lambda e, m: greedy(model, params, e, m, STEPS))(encoded, mask)
+    tokens, scores = np.zeros((5, STEPS), np.int32), np.zeros(5)
+    finished = np.zeros(5, bool)
+    decode = jax.jit(lambda inputs: model.apply({"params": params}, inputs, encoded, mask, method="decode").logits)
+    for step in range(STEPS):  # what stands after `step` cannot matter: the decoder is causal
+        logits = decode(np.pad(tokens, ((0, 0), (1, 0)))[:, :-1])[:, step]
+        chosen = np.asarray(jnp.argmax(logits, axis=-1))
+        best = np.asarray(jax.nn.log_softmax(logits).max(axis=-1))
+        tokens[:, step] = np.where(finished, 0, chosen)
+        scores += np.where(finished, 0, best)
+        finished |= chosen == 1
+    np.testing.assert_array_equal(found.tokens, tokens)
+    np.testing.assert_allclose(found.scores, scores, atol=1e-4)
+    assert found.tokens.dtype == jnp.int32
+    assert 0 < finished.sum() < 5  # rows that end and rows that do not
+
+
+@pytest.mark.parametrize("search", ["greedy", "beam"])
+def test_a_row_is_decoded_as_if_alone(search: str) -> None:
+    model, params, encoded, mask = setting()
+    decode = {"greedy": greedy, "beam": functools.partial(beam, num_beams=3)}[search]
+    run = jax.jit(lambda e, m: decode(model, params, e, m, STEPS))
+    together = run(encoded, mask)
+    for row in range(5):
+        alone = run(encoded[row : row + 1], mask[row : row + 1])
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_wide_beam_search_finds_the_best_of_all_outputs(length_penalty: float) -> None:
+    """With as many beams as there are prefixes nothing is pruned, so the result is the optimum over all 3-token outputs."""
+    model, params, encoded, mask = setting(seed=1)
+    steps, vocab = 3, CONFIG.vocab_size
+    found = jax.jit(lambda e, m: beam(model, params, e, m, steps, num_beams=64, length_penalty=length_penalty))(encoded, mask)
+    outputs = [
+        row
+        for row in itertools.product(range(vocab), repeat=steps)
+        if 1 not in row or not any(row[row.index(1) + 1 :])  # nothing but padding after EOS
+    ]
+    targets = np.array(outputs)
+    lengths = np.array([row.index(1) + 1 if 1 in row else steps for row in outputs])
+    counted = np.arange(steps)[None] < lengths[:, None]
+    for row in range(3):
+        repeated = np.repeat(encoded[row : row + 1], len(targets), axis=0)
+        repeated_mask = np.repeat(mask[row : row + 1], len(targets), axis=0)
+        totals = (log_probabilities(model, params, repeated, repeated_mask, targets) * counted).sum(
+            axis=1
+        ) / lengths**length_penalty
+        assert found.tokens[row].tolist() == list(outputs[int(totals.argmax())])
+        np.testing.assert_allclose(found.scores[row], totals.max(), atol=1e-5)
+
+
+def test_one_beam_without_penalty_is_greedy_until_it_ends() -> None:
+    model, params, encoded, mask = setting()
+    narrow = jax.jit(lambda e, m: beam(model, params, e, m, STEPS, num_beams=1, length_penalty=0.0))(encoded, mask)
+    plain = jax.jit(lambda e, m: greedy(model, params, e, m, STEPS))(encoded, mask)
+    np.testing.assert_array_equal(narrow.tokens, plain.tokens)
+    np.testing.assert_allclose(narrow.scores, plain.scores, atol=1e-5)
+
+
+def test_decoding_stops_when_every_row_is_finished() -> None:
+    """With EOS certain, one step is run out of a million; otherwise this test would not end."""
+    model, params, encoded, mask = setting()
+    params = jax.tree.map(lambda leaf: leaf, params)
+    params["decoder"]["decoder_norm"]["scale"] = jnp.zeros(CONFIG.d_model).at[0].set(1.0)
+    kernel = params["decoder"]["logits_dense"]["kernel"]
+    params["decoder"]["logits_dense"]["kernel"] = jnp.zeros_like(kernel)  # all equal: argmax takes id 0, our "EOS" here
+    found = jax.jit(lambda e, m: greedy(model, params, e, m, 20_000, eos_id=0))(encoded, mask)
+    assert not found.tokens.any()
+    np.testing.assert_allclose(found.scores, -np.log(CONFIG.vocab_size), rtol=1e-5)
