@@ -1,0 +1,147 @@
+"""MPT's distillation (Wang et al. 2023), and the complete loss of a training step.
+
+L = CE + λ (KL + hidden). The teacher is another prompt on the same frozen backbone; nothing is differentiated through it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.config import LossConfig
+from mpt_jax.losses import cross_entropy, group_reduce, group_sum, safe_divide
+from mpt_jax.models.t5 import T5
+from mpt_jax.prompted_t5 import Output, forward
+from mpt_jax.prompts.base import Prompt, number_of_groups
+
+Batch = dict[str, jax.Array]
+Aux = dict[str, jax.Array]
+LossFn = Callable[[Any, Any, Batch, jax.Array | None], tuple[jax.Array, Aux]]
+
+
+class Distance(NamedTuple):
+    """Squared distance of hidden states: per example, the sum over positions of the mean over width and layers."""
+
+    total: jax.Array  # [B]
+    positions: jax.Array  # [B] number of positions in the sum
+
+
+class Distillation(NamedTuple):
+    """Terms per example; those that the configuration leaves out are None."""
+
+    kl: jax.Array | None  # [B,L] KL(teacher‖student), times the target's weight
+    encoder: Distance | None
+    decoder: Distance | None
+
+
+def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig) -> Distillation:
+    """How far the student is from the teacher; all zero when they are equal.
+
+    KL compares softmax(logits / τ) on target positions (without the factor τ² that some add, so λ = 0.9 at τ ≠ 1 means
+    the formula of the paper). Hidden states are compared where both have an unmasked position: encoder positions are
+    matched from the right, so that text meets text when the teacher's prompt has another length; decoder positions are
+    those with a target. An example without any target (a row that fills up a batch) counts nowhere. `hidden_layers="last"` takes each stack's output after its final norm, "all" also every block
+    before the last (the hidden states that transformers reports). The teacher gets no gradient.
+    """
+    teacher = jax.lax.stop_gradient(teacher)
+    weights = batch["loss_weights"].astype(jnp.float32)
+    kl = encoder = decoder = None
+    if cfg.distill_logits:
+        kl = kl_divergence(teacher.logits, student.logits, cfg.temperature) * weights
+    if cfg.hidden_layers != "none" and cfg.distill_encoder:
+        shared = min(student.encoder_mask.shape[1], teacher.encoder_mask.shape[1])
+        both = student.encoder_mask[:, -shared:] & teacher.encoder_mask[:, -shared:]
+        both = both & (weights > 0).any(axis=1, keepdims=True)
+        encoder = _distance(
+            [(s[..., -shared:, :], t[..., -shared:, :]) for s, t in _layers(student, teacher, "encoder", cfg.hidden_layers)], both
+        )
+    if cfg.hidden_layers != "none" and cfg.distill_decoder:
+        decoder = _distance(_layers(student, teacher, "decoder", cfg.hidden_layers), weights > 0)
+    return Distillation(kl, encoder, decoder)
+
+
+def kl_divergence(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
+    """Σ_v p (log p - log q) of p = softmax(teacher / τ), q = softmax(student / τ): [...,V] → [...], float32."""
+    log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
+    log_q = jax.nn.log_softmax(student_logits.astype(jnp.float32) / temperature)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: tuple[int, ...]) -> LossFn:
+    """The loss of every run: `loss_fn(trainable, frozen, batch, key) -> (loss, aux)`.
+
+    `trainable` is the prompt module's parameters, with `frozen["backbone"]` the model's; or, without a prompt module,
+    `{"backbone": params}`. `frozen["teacher"]` [N,P,D], when there, holds each stream's teacher prompt and switches
+    distillation on. `key` drives the student's dropout; None switches it off. The teacher has none.
+
+    The loss is the sum over groups of CE + λ (KL + hidden), each summed or averaged within the group, so groups do not
+    influence one another. Hidden distances are means over positions and width (encoder's plus decoder's); under "sum"
+    they are multiplied by the group's number of target tokens, so that λ means the same under both normalizations.
+
+    aux has arrays [G] without gradient: "loss", its parts "ce", "kl", "hidden" (not multiplied by λ), "tokens" (the sum
+    of weights) and "correct" (of these, those where the most probable token is the target).
+    """
+    num_groups = number_of_groups(groups)
+
+    def loss_fn(trainable: Any, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Aux]:
+        params = trainable["backbone"] if prompt_module is None else frozen["backbone"]
+        prompt = None
+        if prompt_module is not None:
+            prompt = _prompt(prompt_module, trainable, model, params, batch)
+        teacher_prompts = frozen.get("teacher")
+        hidden = "none" if teacher_prompts is None else _hidden_needed(cfg)
+        student = forward(model, params, batch, prompt, dropout_key=key, hidden=hidden)
+
+        group_ids = jnp.asarray(groups)[batch["task_ids"]]
+        targets, weights = batch["decoder_target_tokens"], batch["loss_weights"].astype(jnp.float32)
+        per_token = cross_entropy(student.logits, targets, weights, z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing)
+        ce = group_reduce(per_token, weights, group_ids, num_groups, cfg.normalization)
+        tokens = group_sum(weights, group_ids, num_groups)
+        correct = group_sum((student.logits.argmax(axis=-1) == targets) * weights, group_ids, num_groups)
+        kl = distance = jnp.zeros(num_groups)
+        if teacher_prompts is not None:
+            teacher = forward(model, params, batch, teacher_prompts[batch["task_ids"]], hidden=hidden)
+            terms = distillation(student, teacher, batch, cfg)
+            if terms.kl is not None:
+                kl = group_reduce(terms.kl, weights, group_ids, num_groups, cfg.normalization)
+            for part in (terms.encoder, terms.decoder):
+                if part is not None:
+                    mean = safe_divide(*(group_sum(value, group_ids, num_groups) for value in part))
+                    distance = distance + (mean if cfg.normalization == "mean" else mean * tokens)
+        loss = ce + cfg.distill_weight * (kl + distance)
+        aux = {"loss": loss, "ce": ce, "kl": kl, "hidden": distance, "tokens": tokens, "correct": correct}
+        return loss.sum(), jax.lax.stop_gradient(aux)
+
+    return loss_fn
+
+
+def _prompt(module: Prompt, trainable: Any, model: T5, params: Any, batch: Batch) -> jax.Array:
+    """The batch's prompts [B,P,D]."""
+    tokens = batch["encoder_tokens"]
+    x = model.apply({"params": params}, tokens, method="embed")
+    return module.apply({"params": trainable}, batch["task_ids"], x, tokens > 0)
+
+
+def _hidden_needed(cfg: LossConfig) -> str:
+    return cfg.hidden_layers if cfg.distill_encoder or cfg.distill_decoder else "none"
+
+
+def _layers(student: Output, teacher: Output, stack: str, which: str) -> list[tuple[jax.Array, jax.Array]]:
+    """Pairs of hidden states to compare, each [B,S,D] or, for the blocks before the last, [layers-1,B,S,D]."""
+    pairs = [(getattr(student, f"{stack}_output"), getattr(teacher, f"{stack}_output"))]
+    if which == "all":
+        blocks = getattr(student, f"{stack}_hidden")[:-1], getattr(teacher, f"{stack}_hidden")[:-1]
+        pairs.append(blocks)
+    return pairs
+
+
+def _distance(pairs: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> Distance:
+    """Squared distance averaged over width and layers, summed over the positions of mask [B,S]."""
+    total, layers = jnp.zeros(mask.shape), 0
+    for student, teacher in pairs:
+        square = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=-1)  # [...,B,S]
+        stacked = square.reshape((-1, *mask.shape))
+        total, layers = total + stacked.sum(axis=0), layers + stacked.shape[0]
+    # where, not a product: an infinite or NaN state of a masked position must not reach the loss
+    return Distance(jnp.where(mask, total / layers, 0.0).sum(axis=1), mask.astype(jnp.float32).sum(axis=1))

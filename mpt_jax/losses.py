@@ -1,0 +1,66 @@
+"""Cross-entropy as T5X computes it (t5x `losses.py`), and sums or means within each group of a bank."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float = 0.0, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Loss of each target token, already multiplied by its weight.
+
+    With smoothing s the target distribution is 1 - s on the target and s / (V - 1) on every other token, and the
+    distribution's own entropy is subtracted, so that a perfect prediction costs 0. `z_loss` · (log Σ exp logits)² is added.
+
+    Args:
+      logits: [B,L,V]; computed in float32.
+      targets: [B,L] int.
+      weights: [B,L], 0 where nothing is to be predicted.
+
+    Returns:
+      [B,L] float32.
+    """
+    logits = logits.astype(jnp.float32)
+    vocabulary = logits.shape[-1]
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_z
+    if label_smoothing:
+        confidence, low = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
+        over_all = logits.sum(axis=-1) - vocabulary * log_z
+        entropy = -(confidence * math.log(confidence) + (vocabulary - 1) * low * math.log(low + 1e-20))
+        loss = -((confidence - low) * at_target + low * over_all) - entropy
+    else:
+        loss = -at_target
+    if z_loss:
+        loss = loss + z_loss * jnp.square(log_z)
+    return loss * weights.astype(jnp.float32)
+
+
+def group_sum(values: jax.Array, group_ids: jax.Array, num_groups: int) -> jax.Array:
+    """Sum of `values` [B] or [B,...] over all axes and over the examples of each group → [G]; 0 for an absent group."""
+    per_example = values.astype(jnp.float32).reshape(values.shape[0], -1).sum(axis=1)
+    return jax.ops.segment_sum(per_example, group_ids, num_segments=num_groups)
+
+
+def safe_divide(total: jax.Array, amount: jax.Array) -> jax.Array:
+    """total / amount, and 0 (with gradient 0) where the amount is 0."""
+    return jnp.where(amount > 0, total / jnp.where(amount > 0, amount, 1.0), 0.0)
+
+
+def group_reduce(
+    per_token: jax.Array, weights: jax.Array, group_ids: jax.Array, num_groups: int, normalization: str
+) -> jax.Array:
+    """[B,L] losses (already weighted) → [G]: each group's "sum", or "mean" over its own weights; 0 for an absent group.
+
+    The loss of a bank is the sum over its groups, so that no group's loss, and hence gradient, depends on another group.
+    """
+    total = group_sum(per_token, group_ids, num_groups)
+    return total if normalization == "sum" else safe_divide(total, group_sum(weights, group_ids, num_groups))
+
+
+def present_streams(task_ids: jax.Array, weights: jax.Array, num_streams: int) -> jax.Array:
+    """[N] bool: the streams with at least one weighted target token in the batch (a row of padding makes none present)."""
+    counted = (weights > 0).any(axis=-1)
+    return jax.ops.segment_max(counted.astype(jnp.int32), task_ids, num_segments=num_streams) > 0

@@ -1,0 +1,212 @@
+"""Prompt files: a trained prompt alone, as one `.safetensors` file with its provenance.
+
+Tensors (float32): `prompt` [G,P,D] of a plain prompt (a file of another tool may hold one [P,D]), or `shared` [G,P,D],
+`task_u` [N,P,R], `task_v` [N,R,D] of MPT. Metadata (safetensors keeps strings, so everything but names is JSON):
+
+    method      "plain" or "mpt"
+    tasks       task name of each stream, list of N
+    groups      group of each stream, list of N
+    seeds       seed of each group, list of G
+    scores      best validation score of each group, list of G, null where there is none
+    backbone    fingerprint of the backbone that it was trained on, "" when unknown
+    length, d_model
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mpt_jax.config import nearest
+from mpt_jax.errors import UserError
+from mpt_jax.prompts.base import bank_axis
+
+FILE_NAME = "prompts.safetensors"  # in a run's folder
+LEAVES = {"plain": ("prompt",), "mpt": ("shared", "task_u", "task_v")}
+TEXT_KEYS = ("method", "backbone")
+
+Arrays = dict[str, np.ndarray]
+Meta = dict[str, Any]
+
+
+def save_prompts(path: str | Path, params: dict[str, Any], meta: Meta) -> Path:
+    """Write a prompt file; it appears whole or not at all.
+
+    Args:
+      path: the file; its folder is made.
+      params: a prompt module's parameters.
+      meta: as described above; `method`, `length` and `d_model` are filled in from `params`, further JSON values are kept.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: when the file cannot be written.
+    """
+    path = Path(path).expanduser()
+    arrays = {name: np.ascontiguousarray(np.asarray(value, np.float32)) for name, value in params.items()}
+    meta = {key: value for key, value in meta.items() if key != "path"}
+    meta |= _shape_of(_method_of(arrays, path), arrays)
+    text = {key: value if key in TEXT_KEYS else json.dumps(value) for key, value in meta.items()}
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        save_file(arrays, temporary, metadata=text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"The prompt file {path} cannot be written: {error}; choose a writable MODEL_DIR.") from None
+    return path
+
+
+def load_prompts(path: str | Path) -> tuple[Arrays, Meta]:
+    """Read a prompt file.
+
+    Args:
+      path: the file, or a run's folder with `prompts.safetensors`, or either followed by `#TASK` for the prompt of one
+        task of the bank (of several seeds of that task, the best by validation score), or `#*`, which is the whole bank.
+
+    Returns:
+      (params as float32 NumPy arrays, meta as Python values; `meta["path"]` is the file). Missing metadata is filled in:
+      unnamed tasks "", every plain prompt its own stream.
+
+    Raises:
+      UserError: no such file, a truncated file, missing or unknown tensors, shapes that contradict one another, no such task.
+    """
+    file, task = _locate(path)
+    try:
+        with safe_open(file, framework="numpy") as stored:
+            text = stored.metadata() or {}
+            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The prompt file {file} is not a complete safetensors file ({error}); write it anew.") from None
+    try:
+        meta: Meta = {key: value if key in TEXT_KEYS else json.loads(value) for key, value in text.items()}
+    except json.JSONDecodeError:
+        meta = {key: value for key, value in text.items() if key in TEXT_KEYS}  # metadata of another tool
+    params = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+    if set(params) == {"prompt"} and params["prompt"].ndim == 2:
+        params["prompt"] = params["prompt"][None]
+    method = _method_of(params, file)
+    if meta.get("method", method) != method:
+        raise UserError(f"The prompt file {file} says method '{meta['method']}' but holds '{method}' tensors; write it anew.")
+    meta = _complete(meta | _shape_of(method, params), params, file)
+    return (params, meta) if task in ("", "*") else choose_task(params, meta, task)
+
+
+def choose_task(params: Arrays, meta: Meta, task: str) -> tuple[Arrays, Meta]:
+    """The bank of one stream: the one of `task`, with the best score when several seeds of it were trained."""
+    streams = [index for index, name in enumerate(meta["tasks"]) if name == task]
+    if not streams:
+        names = sorted(set(meta["tasks"]))
+        raise UserError(f"{meta['path']} has no prompt for '{task}'; it has {', '.join(names)}.{nearest(task, names)}")
+    scores = [meta["scores"][meta["groups"][index]] for index in streams]
+    stream = max(zip(streams, scores, strict=True), key=lambda pair: -np.inf if pair[1] is None else pair[1])[0]
+    group = meta["groups"][stream]
+    index = {"stream": stream, "group": group}
+    chosen = {name: value[index[bank_axis(name)]][None] for name, value in params.items()}
+    picked = {"tasks": [task], "groups": [0], "seeds": [meta["seeds"][group]], "scores": [meta["scores"][group]]}
+    return chosen, meta | picked
+
+
+def check_prompts(meta: Meta, *, d_model: int, backbone: str = "", length: int = 0, max_length: int = 0) -> None:
+    """UserError with both values when a loaded prompt does not fit: its width, backbone fingerprint or length.
+
+    Args:
+      meta: of `load_prompts`.
+      d_model: width of the model.
+      backbone: the model's fingerprint; "" leaves it unchecked, as does a file that does not know its own.
+      length: the length that is wanted; 0 = any.
+      max_length: the greatest length that is allowed; 0 = any.
+    """
+    path = meta["path"]
+    if meta["d_model"] != d_model:
+        raise UserError(
+            f"The prompt in {path} has width {meta['d_model']} but the backbone's d_model is {d_model}; "
+            "use the backbone that it was trained on."
+        )
+    if backbone and meta["backbone"] and meta["backbone"] != backbone:
+        raise UserError(
+            f"The prompt in {path} was trained on the backbone {meta['backbone']} but this one is {backbone}; "
+            "set INITIAL_CHECKPOINT_PATH to the checkpoint that it was trained on."
+        )
+    if max_length and meta["length"] > max_length:
+        raise UserError(
+            f"The prompt in {path} has {meta['length']} tokens but PromptConfig.max_length is {max_length}; "
+            "raise it or use a shorter prompt."
+        )
+    if length and meta["length"] != length:
+        raise UserError(
+            f"The prompt in {path} has {meta['length']} tokens but PROMPT_LENGTH is {length}; "
+            f"set PROMPT_LENGTH = {meta['length']}."
+        )
+
+
+def _locate(path: str | Path) -> tuple[Path, str]:
+    """(existing file, task or "") of PATH, PATH#TASK."""
+    whole, task = Path(path).expanduser(), ""
+    if not whole.exists() and "#" in str(path):
+        before, _, task = str(whole).rpartition("#")
+        whole = Path(before)
+    file = whole / FILE_NAME if whole.is_dir() else whole
+    if not file.is_file():
+        hint = f"the folder has no {FILE_NAME}; has its run finished?" if whole.is_dir() else "check the path."
+        raise UserError(f"There is no prompt file {file}; {hint}")
+    return file, task
+
+
+def _method_of(params: dict[str, Any], path: Path) -> str:
+    for method, leaves in LEAVES.items():
+        if set(params) == set(leaves):
+            return method
+    wanted = " or ".join(", ".join(leaves) for leaves in LEAVES.values())
+    raise UserError(f"The prompt file {path} holds the tensors {', '.join(sorted(params)) or 'none'}; a prompt is {wanted}.")
+
+
+def _shape_of(method: str, params: dict[str, Any]) -> Meta:
+    first = params[LEAVES[method][0]]
+    return {"method": method, "length": int(first.shape[-2]), "d_model": int(first.shape[-1])}
+
+
+def _complete(meta: Meta, params: Arrays, file: Path) -> Meta:
+    """`meta` with every key, checked against the tensors' bank axes."""
+    groups_held = params[LEAVES[meta["method"]][0]].shape[0]
+    streams = params["task_u"].shape[0] if meta["method"] == "mpt" else _length(meta.get("groups"), groups_held)
+    filled = {
+        "tasks": [""] * streams,
+        "groups": list(range(groups_held)) if streams == groups_held else [0] * streams,
+        "seeds": [0] * groups_held,
+        "scores": [None] * groups_held,
+        "backbone": "",
+        "path": str(file),
+    } | meta
+    expected = {"tasks": streams, "groups": streams, "seeds": groups_held, "scores": groups_held}
+    shapes = {name: value.shape for name, value in params.items()}
+    fits = all(isinstance(filled[key], list) and len(filled[key]) == size for key, size in expected.items())
+    fits = fits and sorted(set(filled["groups"])) == [*range(groups_held)]
+    if fits and meta["method"] == "mpt":
+        (_, length, width), (n_u, p_u, r_u), (n_v, r_v, d_v) = (shapes[name] for name in LEAVES["mpt"])
+        fits = (n_u, p_u, r_u, d_v) == (n_v, length, r_v, width)
+    if not fits:
+        raise UserError(f"The prompt file {file} contradicts itself: tensors {shapes}, metadata {meta}; write it anew.")
+    return filled
+
+
+def _length(value: Any, default: int) -> int:
+    return len(value) if isinstance(value, list) else default
+
+
+def _umask() -> int:
+    """The process's umask; a temporary file is private, the finished one is as any other file."""
+    current = os.umask(0)
+    os.umask(current)
+    return current

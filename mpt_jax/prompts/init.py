@@ -1,0 +1,155 @@
+"""How prompts start: random numbers, vocabulary, class labels, a text (Lester et al. 2021, §3.2) or a trained prompt.
+
+A group's start depends on the run's key and the group's own seed, never on its place in the bank: the same group trained
+alone starts from the same numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mpt_jax.config import PromptConfig
+from mpt_jax.errors import UserError
+from mpt_jax.prompts.base import Groups, Params, compose, method_class, number_of_groups
+from mpt_jax.prompts.files import check_prompts, load_prompts
+
+Tokenize = Callable[[str], list[int]]
+
+
+def initial_prompt(
+    cfg: PromptConfig,
+    *,
+    groups: Sequence[int],
+    seeds: Sequence[int],
+    key: jax.Array,
+    embedding: jax.Array,
+    tokenize: Tokenize,
+    fingerprint: str = "",
+) -> Params:
+    """The parameters that a prompt module starts from.
+
+    Args:
+      cfg: method, length and `init`:
+        "uniform"           U(-init_scale, init_scale), Lester et al.
+        "uniform_positive"  U(0, init_scale), what T5X's gin files do
+        "vocab"             embeddings of different random ids below init_population
+        "labels"            the mean embedding of each label's sub-tokens, then "vocab"
+        "text"              the embeddings of the text's tokens, cut to P, then "vocab"
+        "file"              a prompt file. One prompt in it (or chosen by PATH#TASK) starts every group; PATH#* starts a
+                            bank from a bank of equal size, entry by entry. To MPT from MPT: P* of the file's one group,
+                            u and v as `factor_source` says. To MPT from a plain prompt: P* is that prompt. To a plain
+                            prompt from MPT: the composed one.
+      groups: [N] group of each stream.
+      seeds: [G] seed of each group.
+      key: the run's random key.
+      embedding: [V,D] of the backbone.
+      tokenize: text → ids, without EOS.
+      fingerprint: of the backbone, compared with the file's.
+
+    Returns:
+      float32 leaves, see the method.
+
+    Raises:
+      UserError: a file that does not fit, more labels than tokens, a prompt longer than the vocabulary it is drawn from.
+    """
+    groups = tuple(groups)
+    if len(seeds) != number_of_groups(groups):
+        raise ValueError(f"{len(seeds)} seeds for {number_of_groups(groups)} groups")
+    keys = jnp.stack([jax.random.fold_in(key, seed) for seed in seeds])
+    base_keys, factor_keys = jax.vmap(lambda one: tuple(jax.random.split(one)))(keys)
+    method = method_class(cfg.method)
+    if cfg.init == "file":
+        params, meta = _trained(cfg, groups, embedding.shape[-1], fingerprint)
+        resumed = None
+        if meta["method"] == cfg.method:
+            resumed = params if cfg.init_file.endswith("#*") else method.resume(cfg, params, meta, groups)
+        fresh = method.initial(cfg, _one_per_group(params, meta, groups), groups, factor_keys)
+        return _floats(fresh if resumed is None else _same_shapes(resumed, fresh, cfg.init_file))
+    base = jnp.stack([_start(cfg, one, embedding, tokenize) for one in base_keys])
+    return _floats(method.initial(cfg, base, groups, factor_keys))
+
+
+def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: Tokenize) -> jax.Array:
+    """One plain prompt [P,D]."""
+    shape = (cfg.length, embedding.shape[-1])
+    if cfg.init == "uniform":
+        return jax.random.uniform(key, shape, minval=-cfg.init_scale, maxval=cfg.init_scale)
+    if cfg.init == "uniform_positive":
+        return jax.random.uniform(key, shape, maxval=cfg.init_scale)
+    given: list[jax.Array] = []
+    if cfg.init == "labels":
+        if len(cfg.init_labels) > cfg.length:
+            raise UserError(
+                f"PromptConfig.init_labels has {len(cfg.init_labels)} labels but the prompt has {cfg.length} tokens; "
+                "raise PROMPT_LENGTH or leave labels out."
+            )
+        given = [_embed(embedding, tokenize, label, "init_labels").mean(axis=0) for label in cfg.init_labels]
+    elif cfg.init == "text":
+        given = list(_embed(embedding, tokenize, cfg.init_text, "init_text")[: cfg.length])
+    return jnp.stack([*given, *_sample(cfg, key, embedding, cfg.length - len(given))])
+
+
+def _embed(embedding: jax.Array, tokenize: Tokenize, text: str, field: str) -> jax.Array:
+    ids = tokenize(text)
+    if not ids:
+        raise UserError(f"PromptConfig.{field} has '{text}', which the vocabulary turns into no token; give another text.")
+    return embedding[jnp.asarray(ids)].astype(jnp.float32)
+
+
+def _sample(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, amount: int) -> jax.Array:
+    """Embeddings of `amount` different ids below `init_population` (SentencePiece ids are sorted by frequency)."""
+    population = min(cfg.init_population, embedding.shape[0])
+    if amount > population:
+        raise UserError(
+            f"PROMPT_LENGTH is {cfg.length} but PromptConfig.init_population has only {population} tokens to draw from; "
+            "raise init_population or use init='uniform'."
+        )
+    return embedding[jax.random.choice(key, population, (amount,), replace=False)].astype(jnp.float32)
+
+
+def _trained(cfg: PromptConfig, groups: Groups, d_model: int, fingerprint: str) -> tuple[Params, dict[str, Any]]:
+    """The prompt file's parameters and metadata, known to fit."""
+    params, meta = load_prompts(cfg.init_file)
+    check_prompts(meta, d_model=d_model, backbone=fingerprint, length=cfg.length, max_length=cfg.max_length)
+    held, wanted = list(meta["groups"]), list(groups)
+    if cfg.init_file.endswith("#*"):
+        if held != wanted:
+            raise UserError(
+                f"PromptConfig.init_file is {cfg.init_file}, a bank with groups {held}, but this run's are {wanted}; "
+                "'#*' needs equal banks, choose one prompt with PATH#TASK."
+            )
+    elif len(seen := set(held)) > 1:
+        raise UserError(
+            f"PromptConfig.init_file is {cfg.init_file}, which holds {len(seen)} prompts for "
+            f"{', '.join(sorted(set(meta['tasks'])))}; choose one with PATH#TASK."
+        )
+    return params, meta
+
+
+def _one_per_group(params: Params, meta: dict[str, Any], groups: Groups) -> jax.Array:
+    """Composed prompts [G,P,D]: the file's bank group by group, or its one prompt for every group.
+
+    Where one MPT group of the file has several streams, their composed prompts are averaged.
+    """
+    plain = compose(meta["method"], params, tuple(meta["groups"]))
+    held = jnp.asarray(meta["groups"])
+    total = int(held.max()) + 1
+    means = jnp.stack([plain[held == group].mean(axis=0) for group in range(total)])
+    return means if total == number_of_groups(groups) else jnp.repeat(means, number_of_groups(groups), axis=0)
+
+
+def _same_shapes(params: Params, expected: Params, path: str) -> Params:
+    """`params`, or a UserError when the file's leaves do not have the shapes of this configuration's (MPT: its rank)."""
+    for name, leaf in expected.items():
+        if params[name].shape != leaf.shape:
+            raise UserError(
+                f"PromptConfig.init_file is {path}, whose '{name}' has shape {params[name].shape}, but this run's has "
+                f"{leaf.shape}; set PromptConfig.rank as the file was trained."
+            )
+    return params
+
+
+def _floats(params: Params) -> Params:
+    return {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}

@@ -1,0 +1,235 @@
+"""Distillation and the complete loss, against formulas and plain loops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mpt_jax.config import LossConfig, PromptConfig, T5Config
+from mpt_jax.distill import distillation, kl_divergence, make_loss
+from mpt_jax.losses import cross_entropy
+from mpt_jax.models.t5 import T5, init_params
+from mpt_jax.prompted_t5 import Output, forward
+from mpt_jax.prompts import build_prompt, compose
+
+B, T, L, P, D, V, N = 4, 5, 3, 2, 8, 30, 3
+GROUPS = (0, 0, 1)
+CONFIG = T5Config(vocab_size=V, d_model=D, d_kv=4, num_heads=2, d_ff=16, num_encoder_layers=2, num_decoder_layers=3)
+MODEL = T5(CONFIG)
+MPT = build_prompt(PromptConfig(method="mpt", length=P, rank=1), GROUPS, D)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    tokens, targets = rng.integers(3, V, (B, T)), rng.integers(3, V, (B, L))
+    tokens[1, 3:] = 0
+    targets[2, 1:] = 0
+    inputs = np.concatenate([np.zeros((B, 1), targets.dtype), targets[:, :-1]], axis=1)
+    return {
+        "encoder_tokens": jnp.asarray(tokens),
+        "decoder_input_tokens": jnp.asarray(inputs),
+        "decoder_target_tokens": jnp.asarray(targets),
+        "loss_weights": jnp.asarray(targets > 0, jnp.float32),
+        "task_ids": jnp.array([0, 2, 1, 2]),
+    }
+
+
+def student_params(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"shared": (2, P, D), "task_u": (N, P, 1), "task_v": (N, 1, D)}
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def teacher_prompts(length=P):
+    return jnp.asarray(np.random.default_rng(7).normal(size=(N, length, D)), jnp.float32)
+
+
+def gradient_of(cfg, argnum=0):
+    return jax.jit(jax.grad(make_loss(MODEL, MPT, cfg, GROUPS), argnums=argnum, has_aux=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_kl_against_its_formula(temperature):
+    rng = np.random.default_rng(0)
+    teacher, student = 4 * rng.normal(size=(2, 6, V)), 4 * rng.normal(size=(2, 6, V))
+    p, q = (np.exp(x / temperature) / np.exp(x / temperature).sum(-1, keepdims=True) for x in (teacher, student))
+    ours = kl_divergence(jnp.asarray(teacher, jnp.float32), jnp.asarray(student, jnp.float32), temperature)
+    np.testing.assert_allclose(ours, (p * np.log(p / q)).sum(-1), rtol=1e-4)
+    assert (ours > 0).all()
+
+
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+@pytest.mark.parametrize("hidden_layers", ["last", "all"])
+def test_a_student_that_equals_its_teacher_is_at_distance_zero(params, batch, hidden_layers, normalization):
+    cfg = LossConfig(hidden_layers=hidden_layers, normalization=normalization)
+    student = student_params()
+    frozen = {"backbone": params, "teacher": compose("mpt", student, GROUPS)}
+    gradient, aux = gradient_of(cfg)(student, frozen, batch, None)
+    np.testing.assert_allclose(aux["kl"], 0.0, atol=1e-6)
+    np.testing.assert_allclose(aux["hidden"], 0.0, atol=1e-6)
+    np.testing.assert_allclose(aux["loss"], aux["ce"], rtol=1e-6)
+    without, _ = gradient_of(dataclasses.replace(cfg, distill_weight=0.0))(student, frozen, batch, None)
+    for name in gradient:  # at the minimum, distillation has no gradient either
+        np.testing.assert_allclose(gradient[name], without[name], rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher(params, batch):
+    cfg = LossConfig(hidden_layers="all")
+    frozen = {"backbone": params, "teacher": teacher_prompts()}
+    gradient, aux = jax.jit(
+        jax.grad(lambda t: make_loss(MODEL, MPT, cfg, GROUPS)(student_params(), frozen | {"teacher": t}, batch, None), has_aux=True)
+    )(frozen["teacher"])
+    assert (aux["kl"] > 0).all() and (aux["hidden"] > 0).all()
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_distillation_pulls_the_student_to_the_teacher(params, batch):
+    cfg = LossConfig(distill_weight=1e3)
+    frozen, student = {"backbone": params, "teacher": teacher_prompts()}, student_params()
+    gradient, before = gradient_of(cfg)(student, frozen, batch, None)
+    nearer = jax.tree.map(lambda leaf, g: leaf - 1e-5 * g, student, gradient)
+    _, after = gradient_of(cfg)(nearer, frozen, batch, None)
+    assert (after["kl"] + after["hidden"] < before["kl"] + before["hidden"]).all()
+
+
+def outputs(seed, length=P, layers=3):
+    """An `Output` of random numbers, with the same text mask for every seed."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    mask = np.ones((B, length + T), bool)
+    mask[1, -2:] = False
+    size = length + T
+    return Output(
+        draw(B, L, V), draw(layers, B, size, D), draw(B, size, D), jnp.asarray(mask), draw(layers, B, L, D), draw(B, L, D)
+    )
+
+
+def loop_distance(pairs, mask):
+    """Mean over layers and width, summed over the positions of each example that the mask has."""
+    total = np.zeros(mask.shape[0])
+    for student, teacher in pairs:
+        for b, s in np.ndindex(*mask.shape):
+            if mask[b, s]:
+                total[b] += np.mean((np.asarray(student[b, s], np.float64) - np.asarray(teacher[b, s])) ** 2) / len(pairs)
+    return total
+
+
+@pytest.mark.parametrize("which", ["last", "all"])
+@pytest.mark.parametrize("teacher_length", [P, P + 3, 1])
+def test_hidden_distance_against_a_loop(batch, which, teacher_length):
+    student, teacher = outputs(0), outputs(1, teacher_length)
+    terms = distillation(student, teacher, batch, LossConfig(hidden_layers=which))
+    both = min(P, teacher_length) + T
+    mask = np.ones((B, both), bool)
+    mask[1, -2:] = False
+
+    def pairs(stack, size):
+        result = [(getattr(student, f"{stack}_output")[:, -size:], getattr(teacher, f"{stack}_output")[:, -size:])]
+        for layer in range(2) if which == "all" else ():  # of three blocks; the last one's state is the normed output
+            result.append(tuple(getattr(o, f"{stack}_hidden")[layer][:, -size:] for o in (student, teacher)))
+        return result
+
+    np.testing.assert_allclose(terms.encoder.total, loop_distance(pairs("encoder", both), mask), rtol=1e-5)
+    np.testing.assert_array_equal(terms.encoder.positions, mask.sum(axis=1))
+    targets = np.asarray(batch["loss_weights"]) > 0
+    np.testing.assert_allclose(terms.decoder.total, loop_distance(pairs("decoder", L), targets), rtol=1e-5)
+    np.testing.assert_array_equal(terms.decoder.positions, targets.sum(axis=1))
+
+
+def test_masked_positions_may_hold_anything(batch):
+    cfg = LossConfig(hidden_layers="all")
+    student, teacher = outputs(0), outputs(1)
+    broken = student._replace(
+        encoder_output=student.encoder_output.at[1, -1].set(jnp.nan),
+        encoder_hidden=student.encoder_hidden.at[:, 1, -2].set(jnp.inf),
+        decoder_output=student.decoder_output.at[2, 1].set(jnp.nan),  # row 2 has one target
+    )
+    for clean, dirty in zip(*(jax.tree.leaves(distillation(s, teacher, batch, cfg)) for s in (student, broken)), strict=True):
+        np.testing.assert_array_equal(clean, dirty)
+
+
+def test_parts_can_be_left_out(params, batch):
+    frozen = {"backbone": params, "teacher": teacher_prompts()}
+
+    def aux(**fields):
+        return gradient_of(LossConfig(**fields))(student_params(), frozen, batch, None)[1]
+
+    whole, no_logits, no_hidden = aux(), aux(distill_logits=False), aux(hidden_layers="none")
+    encoder, decoder = aux(distill_decoder=False), aux(distill_encoder=False)
+    assert (no_logits["kl"] == 0).all() and (no_hidden["hidden"] == 0).all()
+    np.testing.assert_allclose(encoder["hidden"] + decoder["hidden"], whole["hidden"], rtol=1e-5)
+    assert (encoder["hidden"] > 0).all() and (decoder["hidden"] > 0).all()
+
+
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_the_complete_loss_against_a_loop_over_groups(params, batch, normalization):
+    cfg = LossConfig(normalization=normalization, z_loss=0.1, label_smoothing=0.1, distill_weight=0.7, temperature=2.0)
+    student, prompts = student_params(), teacher_prompts()
+    frozen = {"backbone": params, "teacher": prompts}
+    loss, aux = jax.jit(make_loss(MODEL, MPT, cfg, GROUPS))(student, frozen, batch, None)
+
+    ids, weights = np.asarray(batch["task_ids"]), np.asarray(batch["loss_weights"])
+    run = jax.jit(lambda prompt: forward(MODEL, params, batch, prompt, hidden="last"))
+    s, t = (run(p[ids]) for p in (compose("mpt", student, GROUPS), prompts))
+    ce = np.asarray(cross_entropy(s.logits, batch["decoder_target_tokens"], batch["loss_weights"], z_loss=0.1, label_smoothing=0.1))
+    kl = np.asarray(kl_divergence(t.logits, s.logits, 2.0)) * weights
+    real = np.asarray(s.encoder_mask)
+    total = 0.0
+    for group in range(2):
+        rows = [row for row in range(B) if GROUPS[ids[row]] == group]
+        tokens = weights[rows].sum()
+        divisor = tokens if normalization == "mean" else 1.0
+        hidden = 0.0
+        for student_state, teacher_state, mask in (
+            (s.encoder_output, t.encoder_output, real),
+            (s.decoder_output, t.decoder_output, weights > 0),
+        ):
+            square = (np.asarray(student_state) - np.asarray(teacher_state))[rows] ** 2
+            hidden += square[mask[rows]].mean()
+        hidden *= 1.0 if normalization == "mean" else tokens
+        correct = ((np.asarray(s.logits).argmax(-1) == batch["decoder_target_tokens"]) * weights)[rows].sum()
+        expected = {"ce": ce[rows].sum() / divisor, "kl": kl[rows].sum() / divisor, "hidden": hidden, "tokens": tokens}
+        expected |= {"correct": correct, "loss": expected["ce"] + 0.7 * (expected["kl"] + hidden)}
+        for name, value in expected.items():
+            np.testing.assert_allclose(aux[name][group], value, rtol=1e-4, err_msg=name)
+        total += expected["loss"]
+    np.testing.assert_allclose(loss, total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("normalization", ["sum", "mean"])
+def test_a_groups_gradient_does_not_depend_on_the_other_groups(params, batch, normalization):
+    cfg = LossConfig(normalization=normalization)
+    frozen = {"backbone": params, "teacher": teacher_prompts()}
+    together, _ = gradient_of(cfg)(student_params(), frozen, batch, None)
+    alone, aux = gradient_of(cfg)(student_params(), frozen, {k: v[jnp.array([1, 3])] for k, v in batch.items()}, None)
+    np.testing.assert_allclose(together["shared"][1], alone["shared"][1], rtol=1e-4, atol=1e-5)
+    assert (alone["shared"][0] == 0).all() and aux["loss"][0] == aux["tokens"][0] == 0
+
+
+def test_without_a_prompt_module_the_backbone_is_trained(params, batch):
+    loss_fn = make_loss(MODEL, None, LossConfig(), GROUPS)
+    gradient, aux = jax.jit(jax.grad(loss_fn, has_aux=True))({"backbone": params}, {}, batch, None)
+    assert all((jnp.abs(leaf) > 0).any() for leaf in jax.tree.leaves(gradient))
+    bare = jax.jit(lambda: forward(MODEL, params, batch, None))()
+    ce = cross_entropy(bare.logits, batch["decoder_target_tokens"], batch["loss_weights"]).sum()
+    np.testing.assert_allclose(aux["loss"].sum(), ce, rtol=1e-5)
+
+
+def test_dropout_is_the_students_only(params, batch):
+    """With dropout a student that equals its teacher is not at distance zero, and the key decides how far it is."""
+    model = T5(dataclasses.replace(CONFIG, dropout_rate=0.2))
+    student = student_params()
+    frozen = {"backbone": params, "teacher": compose("mpt", student, GROUPS)}
+    loss_fn = jax.jit(make_loss(model, MPT, LossConfig(), GROUPS))
+    one, same, other = (loss_fn(student, frozen, batch, jax.random.key(seed))[1] for seed in (0, 0, 1))
+    assert (one["kl"] > 1e-3).all() and not np.array_equal(one["kl"], other["kl"])
+    np.testing.assert_array_equal(one["loss"], same["loss"])
+    np.testing.assert_allclose(loss_fn(student, frozen, batch, None)[1]["kl"], 0.0, atol=1e-6)
