@@ -1,0 +1,45 @@
+"""What the embedded T5, `mini`, is pretrained on, and its vocabulary.
+
+Two mixtures, for the two stages of its pretraining (`gin/studies/pretrain_mini.gin`, `gin/studies/adapt_mini.gin`): span corruption
+and then prefix language modelling, on English (`$MPT_JAX_CORPUS`) and on running text of the generated suite, and in both the
+auxiliary exercises of `sketch_text.py`. No example of the suite's ten tasks is among it.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import seqio
+
+from tasks import features, pretrain, sketch_text
+
+ENGLISH_EXAMPLES = 200_000
+SIZES = {"train": 1, "validation": 100}  # the split's part of each generated set is 1/size
+
+SEEDS = {"train": 1, "validation": 2}
+
+
+def _texts(split: str, documents: int) -> Iterator[dict[str, str]]:
+    for text in sketch_text.text(100 + SEEDS[split], documents // SIZES[split]):
+        yield {"text": text}
+
+
+def _exercises(split: str, count: int) -> Iterator[dict[str, str]]:
+    return sketch_text.exercises(200 + SEEDS[split], count // SIZES[split])
+
+
+_text_source = features.RowsSource(functools.partial(_texts, documents=300_000), SIZES)
+pretrain.register("sketch_text_spans", pretrain.span_corruption_pairs, source=_text_source)
+pretrain.register("sketch_text_prefix", pretrain.prefix_lm_pairs, source=_text_source, seed=1)
+pretrain.register("english_spans", pretrain.span_corruption_pairs, max_examples=ENGLISH_EXAMPLES)
+pretrain.register("english_prefix", pretrain.prefix_lm_pairs, max_examples=ENGLISH_EXAMPLES, seed=1)
+seqio.TaskRegistry.add(
+    "sketch_exercises",
+    source=features.RowsSource(functools.partial(_exercises, count=1_000_000), SIZES),
+    preprocessors=features.TOKENIZE,
+    output_features=features.output_features(),
+    metric_fns=[],
+)
+seqio.MixtureRegistry.add(
+    "mini_spans", [("sketch_exercises", 0.6), ("sketch_text_spans", 0.15), ("sketch_text_prefix", 0.1), ("english_spans", 0.15)]
+)
+seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.6), ("sketch_text_prefix", 0.25), ("english_prefix", 0.15)])
