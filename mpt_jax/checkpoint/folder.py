@@ -1,0 +1,108 @@
+"""The run's folder, MODEL_DIR: its configuration, and the mark of a finished run.
+
+config.json     the resolved configuration, written when the run begins
+finished.json   {"step", "backbone"}, written last; such a run is not trained again
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mpt_jax.config import Experiment, to_dict
+from mpt_jax.errors import UserError
+
+# What may differ between two calls of one run: where files lie, how often something is written, how predictions are made.
+FREE = (
+    "train.steps",
+    "train.model_dir",
+    "train.log_period",
+    "train.eval_period",
+    "train.max_eval_examples",
+    "train.checkpoint_period",
+    "train.keep_checkpoints",
+    "train.tensorboard",
+    "data.cache_dir",
+    "data.task_modules",
+    "data.eval_split",
+    "decode",
+    "partition",
+    "infer",
+)
+
+
+class RunFolder:
+    """MODEL_DIR of one run.
+
+    Raises:
+        UserError: the folder cannot be made or written.
+    """
+
+    def __init__(self, model_dir: str):
+        self.path = Path(model_dir).expanduser()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise self._unwritable(PermissionError(13, "Permission denied"))
+
+    def begin(self, experiment: Experiment) -> None:
+        """Write config.json, after comparing it with that of the run that lies here already.
+
+        Raises:
+            UserError: the folder holds another run; names the first field that differs.
+        """
+        path = self.path / "config.json"
+        new = json.loads(json.dumps(to_dict(experiment)))
+        if path.exists() and self.has_progress():
+            try:
+                old = json.loads(path.read_text())
+            except ValueError:
+                old = {}
+            for name, before, after in _differences(old, new):
+                raise UserError(
+                    f"MODEL_DIR {self.path} holds a run with {name}={before!r}, but now it is {after!r}; "
+                    "give the old value to continue that run, or another MODEL_DIR."
+                )
+        self.write("config.json", new)
+
+    def has_progress(self) -> bool:
+        """Whether a run has left a checkpoint or its result here."""
+        checkpoints = self.path / "checkpoints"
+        return (self.path / "finished.json").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+    def finished(self) -> dict[str, Any] | None:
+        """finished.json, or None while the run is not finished."""
+        try:
+            return json.loads((self.path / "finished.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def finish(self, step: int, fingerprint: str) -> None:
+        """The last thing that a run writes."""
+        self.write("finished.json", {"step": step, "backbone": fingerprint})
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file so that a kill leaves the old one or the new one."""
+        temporary = self.path / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_text(json.dumps(value, indent=1) + "\n")
+            temporary.replace(self.path / name)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"Cannot write into MODEL_DIR '{self.path}' ({error.strerror}); give a folder that you may write to.")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of the fields that both have and that differ, but for those that may."""
+    if prefix in FREE:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old.keys() & new.keys():
+            yield from _differences(old[name], new[name], f"{prefix}.{name}" if prefix else name)
+    elif old != new:
+        yield prefix, old, new

@@ -1,0 +1,152 @@
+"""Checkpoints of a run (Orbax): what a step changes, the best so far, and the loader's place. Never the frozen backbone.
+
+    <MODEL_DIR>/checkpoints/<step>/state   step, trainable, opt_state, key
+                                  /best    the best trainable of each group, with score [G] and step [G], when there is validation
+                                  /meta    JSON: backbone's fingerprint, loader's position
+                                  /files.json    size and checksum of each of these files
+
+Orbax writes into a temporary folder and renames it, so a killed run leaves whole checkpoints only. `files.json` is written after
+that; it finds files that were damaged later, before Orbax reads them.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mpt_jax.errors import UserError
+
+Tree = Any
+
+
+class Restored(NamedTuple):
+    """A checkpoint read back. `best` is None when the run had no validation."""
+
+    state: Tree
+    best: Tree | None
+    meta: dict[str, Any]
+
+
+class Store:
+    """The checkpoints of one run.
+
+    Args:
+        folder: the run's folder (MODEL_DIR); checkpoints lie in its `checkpoints/`.
+        keep: how many of the newest remain.
+        fingerprint: the backbone's; restoring under another one is an error.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, fingerprint: str):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
+        self._folder = Path(folder) / "checkpoints"
+        self._fingerprint = fingerprint
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(),
+            # Synchronous: a prompt's checkpoint takes some 50 ms, and the donated state may be written over once `save` returns.
+            options=ocp.CheckpointManagerOptions(max_to_keep=max(keep, 1), enable_async_checkpointing=False),
+            item_names=("state", "best", "meta"),
+        )
+
+    def latest(self) -> int | None:
+        """The newest checkpoint's step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Tree, best: Tree | None, meta: dict[str, Any]) -> None:
+        """Write the checkpoint of `step` and delete those beyond `keep`. A step that is there already is left as it is."""
+        if step in self._manager.all_steps():
+            return
+        meta = meta | {"backbone": self._fingerprint, "has_best": best is not None}
+        items = {"state": ocp.args.StandardSave(_as_dict(state)), "meta": ocp.args.JsonSave(meta)}
+        if best is not None:
+            items["best"] = ocp.args.StandardSave(best)
+        self._manager.save(step, args=ocp.args.Composite(**items))
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            folder = self._folder / str(step)
+            (folder / "files.json").write_text(json.dumps(_file_sums(folder), indent=1))
+
+    def restore(self, state: Tree, best: Tree) -> Restored | None:
+        """The newest checkpoint in the shapes and places of `state`, and of `best`; None when the run has none yet.
+
+        Raises:
+            UserError: unreadable, damaged or truncated files; another backbone; other shapes than this run's.
+        """
+        step = self.latest()
+        if step is None:
+            return None
+        path = self._folder / str(step)
+        self._check_files(step)
+        meta = self._read(step, {"meta": ocp.args.JsonRestore()})["meta"]
+        if meta["backbone"] != self._fingerprint:
+            raise UserError(
+                f"The checkpoint {path} belongs to the backbone {meta['backbone']}, but this run's is {self._fingerprint}; "
+                "give the backbone that the run began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
+            )
+        items = {"state": ocp.args.StandardRestore(jax.tree.map(_abstract, _as_dict(state)))}
+        if meta["has_best"]:
+            items["best"] = ocp.args.StandardRestore(jax.tree.map(_abstract, best))
+        read = self._read(step, items)
+        restored_best = read["best"] if meta["has_best"] else None
+        return Restored(_like(state, read["state"]), restored_best, meta)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _check_files(self, step: int) -> None:
+        folder = self._folder / str(step)
+        if not (folder / "files.json").exists():  # killed between Orbax's rename and ours: the rename vouches for it
+            return
+        try:
+            expected = json.loads((folder / "files.json").read_text())
+        except ValueError:
+            raise self._damaged(step, "files.json is truncated") from None
+        found = _file_sums(folder)
+        for name, (size, digest) in expected.items():
+            if name not in found:
+                raise self._damaged(step, f"{name} is missing")
+            if found[name][0] != size:
+                raise self._damaged(step, f"{name} has {found[name][0]} bytes instead of {size}")
+            if found[name][1] != digest:
+                raise self._damaged(step, f"{name} was changed after it was written")
+
+    def _read(self, step: int, items: dict[str, Any]) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # Orbax, TensorStore and the file system each have their own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise self._damaged(step, reason) from error
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        older = [s for s in self._manager.all_steps() if s < step]
+        then = f"continue from step {max(older)}" if older else "begin again"
+        return UserError(f"The checkpoint {self._folder / str(step)} cannot be read ({reason}); delete that folder to {then}.")
+
+
+def _file_sums(folder: Path) -> dict[str, list[Any]]:
+    """Relative path → [bytes, BLAKE2b] of every file of a checkpoint."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "files.json")
+    return {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
+        for path in files
+    }
+
+
+def _as_dict(tree: Tree) -> Tree:
+    """The same leaves in plain dicts and lists: Orbax gives back named tuples and state classes in its own containers."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _like(tree: Tree, flat: dict[str, Any]) -> Tree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat[jax.tree_util.keystr(path, simple=True, separator="/")], tree)
+
+
+def _abstract(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    return np.asarray(leaf)

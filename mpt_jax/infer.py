@@ -1,0 +1,148 @@
+"""Predictions for a file: JSONL in, the same rows with `prediction` out. Rows of different tasks may be mixed.
+
+A row is {"task": NAME, ...} with the text in `inputs`, ready for the model, or with the fields that the task's own
+preprocessors format (what they need besides, such as a label, may be missing). Only the latter load seqio.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpt_jax import setup
+from mpt_jax.config import Experiment
+from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import predict_tokens
+
+Row = dict[str, Any]
+LINE = "\0line"  # where a row carries its number, which no field of a file is called
+
+
+def run_infer(experiment: Experiment) -> Path:
+    """The `infer` command: decode `InferConfig.input_file` with what MODEL_DIR holds. Returns the path of the output.
+
+    Raises:
+        UserError: a file that is missing or cannot be written; a line that is not a JSON object, or names no task that has a
+            prompt (with its number); nothing in MODEL_DIR.
+    """
+    experiment.validate()
+    rows = read_rows(experiment.infer.input_file)
+    output = _output_path(experiment)
+    mesh = setup.mesh_of(experiment)
+    trained = setup.open_trained(experiment, mesh)
+    vocabulary = setup.open_vocabulary(experiment, trained.backbone)
+    numbers = _prompt_numbers(rows, trained, experiment.infer.input_file)
+    inputs, cut = _tokenise(experiment, rows, vocabulary)
+    tokens = predict_tokens(
+        trained.backbone,
+        trained.prompt_module,
+        trained.trainable,
+        inputs,
+        numbers,
+        lengths=experiment.data.lengths,
+        decode=experiment.decode,
+        mesh=mesh,
+    )
+    try:
+        temporary = output.with_name(f".{output.name}.partial")
+        with temporary.open("w", encoding="utf-8") as file:
+            for row, one in zip(rows, tokens, strict=True):
+                file.write(json.dumps(row | {"prediction": vocabulary.decode(one.tolist())}, ensure_ascii=False) + "\n")
+        temporary.replace(output)
+    except OSError as error:
+        raise UserError(f"Cannot write InferConfig.output_file '{output}' ({error.strerror}); give another path.") from None
+    if cut:
+        print(f"{cut} of {len(rows)} inputs were cut to {experiment.data.lengths['inputs']} tokens (TASK_FEATURE_LENGTHS).")
+    print(f"{len(rows)} predictions in {output}")
+    return output
+
+
+def read_rows(path: str) -> list[Row]:
+    """The rows of a JSONL file; empty lines do not count.
+
+    Raises:
+        UserError: no file; a line that is not a JSON object, by file and number.
+    """
+    if not path:
+        raise UserError("InferConfig.input_file is not set; give a JSONL file.")
+    try:
+        lines = Path(path).expanduser().read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"Cannot read InferConfig.input_file '{path}' ({error.strerror}); check the path.") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: a JSON object is needed, not {line.decode(errors='replace')[:40]}.")
+        if "inputs" in row and not isinstance(row["inputs"], str):
+            raise UserError(f"{path}, line {number}: 'inputs' must be a text, not {row['inputs']!r}.")
+        rows.append(row | {LINE: number})
+    if not rows:
+        raise UserError(f"InferConfig.input_file '{path}' has no rows; give at least one.")
+    return rows
+
+
+def _output_path(experiment: Experiment) -> Path:
+    given = experiment.infer.output_file
+    if not given:
+        raise UserError("InferConfig.output_file is not set; give the path of the JSONL file to write.")
+    path = Path(given).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write InferConfig.output_file '{given}' ({error.strerror}); give another path.") from None
+    return path
+
+
+def _prompt_numbers(rows: Sequence[Row], trained: setup.Trained, path: str) -> list[int]:
+    """The prompt of each row; a row without a task is fine where there is only one prompt, or none."""
+    numbers = []
+    for row in rows:
+        line, task = row[LINE], row.get("task")
+        if task is None and len(trained.tasks) > 1:
+            raise UserError(f"{path}, line {line}: no 'task'; {trained.source} has prompts for {', '.join(trained.tasks)}.")
+        try:
+            numbers += trained.prompt_of([str(task)])
+        except UserError as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
+    return numbers
+
+
+def _tokenise(experiment: Experiment, rows: list[Row], vocabulary: Vocabulary) -> tuple[list[np.ndarray], int]:
+    """Token ids with EOS of every row, and how many were cut. Takes the line numbers off the rows."""
+    path, limit = experiment.infer.input_file, experiment.data.lengths["inputs"]
+    lines = [row.pop(LINE) for row in rows]
+    inputs: dict[int, np.ndarray] = {}
+    by_task: dict[str, list[int]] = {}
+    cut = 0
+    for i, row in enumerate(rows):
+        if "inputs" in row:
+            ids = vocabulary.encode(row["inputs"])
+            cut += len(ids) >= limit
+            inputs[i] = np.asarray([*ids[: limit - 1], EOS_ID], np.int32)
+        elif "task" in row:
+            by_task.setdefault(str(row["task"]), []).append(i)
+        else:
+            raise UserError(f"{path}, line {lines[i]}: neither 'inputs' nor 'task'; give the text, or the task and its fields.")
+    for task, members in by_task.items():
+        from mpt_jax.data.rows import tokenise_rows  # loads TensorFlow
+
+        fields = [{name: value for name, value in rows[i].items() if name != "task"} for i in members]
+        outputs, more = tokenise_rows(experiment.data, task, fields, vocabulary)
+        cut += more
+        for i, output in zip(members, outputs, strict=True):
+            if isinstance(output, str):
+                raise UserError(
+                    f"{path}, line {lines[i]}: task '{task}' cannot format this row ({output}); give the fields that its "
+                    "training data have, or the finished text in 'inputs'."
+                )
+            inputs[i] = output
+    return [inputs[i] for i in range(len(rows))], cut

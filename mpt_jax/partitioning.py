@@ -1,0 +1,88 @@
+"""One mesh, two axes: the batch over "data", the backbone's wide dimensions over "model".
+
+The rules are T5X's `standard_logical_axis_rules` with one-dimensional parameter and activation partitioning
+(`t5x/partitioning.py`). A prompt is small and lies whole on every device. XLA derives the rest from where the arguments lie.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mpt_jax.config import PartitionConfig
+from mpt_jax.errors import UserError
+
+RULES: dict[str, str | None] = {
+    "batch": "data",
+    "vocab": "model",
+    "mlp": "model",
+    "heads": "model",
+    "joined_kv": "model",
+    "embed": None,
+    "kv": None,
+    "relpos_buckets": None,
+    "length": None,
+    "layers": None,
+    "prompt": None,
+    "prompt_embed": None,
+}
+
+
+def make_mesh(config: PartitionConfig | None = None, devices: list[Any] | None = None) -> Mesh:
+    """The mesh ("data", "model") over all devices; `config.num_partitions` of them share one copy of the model.
+
+    Raises:
+        UserError: the number of devices is not a multiple of `num_partitions`.
+    """
+    partitions = (config or PartitionConfig()).num_partitions
+    devices = devices or jax.devices()
+    if partitions < 1 or len(devices) % partitions:
+        raise UserError(
+            f"PartitionConfig.num_partitions is {partitions}, which does not divide the {len(devices)} devices of this machine; "
+            "choose a divisor."
+        )
+    return Mesh(np.asarray(devices).reshape(-1, partitions), ("data", "model"))
+
+
+def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Where a parameter with these logical axes lies.
+
+    A dimension that its mesh axis does not divide stays whole (t5-small's 6 heads on 4 devices), and a mesh axis is used once.
+    """
+    used: set[str] = set()
+    spec: list[str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        target = RULES[axis] if axis is not None else None
+        if target is None or target in used or size % mesh.shape[target]:
+            spec.append(None)
+        else:
+            used.add(target)
+            spec.append(target)
+    return PartitionSpec(*spec)
+
+
+def tree_sharding(shapes: Any, logical_axes: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every leaf of `shapes` (arrays or ShapeDtypeStructs), from the equally built tree of axis names."""
+    if isinstance(shapes, Mapping):
+        return {name: tree_sharding(shapes[name], logical_axes[name], mesh) for name in shapes}
+    return NamedSharding(mesh, partition_spec(logical_axes, shapes.shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Put a batch on the devices, its first axis split over "data"."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, key: str = "DataConfig.batch_size (BATCH_SIZE)") -> None:
+    """UserError unless the devices can share a batch evenly."""
+    ways = mesh.shape["data"]
+    if batch_size % ways:
+        raise UserError(f"{key} is {batch_size}, which cannot be shared evenly by {ways} devices; choose a multiple of {ways}.")

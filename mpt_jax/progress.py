@@ -1,0 +1,147 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard, and a progress bar on a terminal or plain lines elsewhere.
+
+A line of `metrics.jsonl` is {"kind": "train", "step", "loss", "accuracy", "losses" [G], "examples_per_second", "seconds"}, where
+loss is nats per target token since the line before, or {"kind": "validation", "step", "score", "scores" [G], "tasks" [N],
+"metrics" [N]}.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+Record = dict[str, Any]
+
+
+def read_history(folder: Path, until_step: int | None = None) -> list[Record]:
+    """The lines of the run's `metrics.jsonl`, up to a step; a last line that a kill cut short is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    history: list[Record] = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if until_step is None or record["step"] <= until_step:
+            history.append(record)
+    return history
+
+
+class Progress:
+    """Reports one run. A resumed run drops the lines beyond its start, so that each step is told once.
+
+    Args:
+        folder: the run's folder.
+        steps: the run's length; `start`: the step it begins or resumes at.
+        batch_size: examples per step.
+        label: put before every line on the terminal.
+        out: where the bar or the lines go.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        steps: int,
+        start: int,
+        batch_size: int,
+        tensorboard: bool,
+        label: str = "",
+        out: TextIO | None = None,
+    ):
+        self._steps, self._batch_size = steps, batch_size
+        self._label = f"{label}  " if label else ""
+        self._out = out or sys.stderr
+        self._path = Path(folder) / "metrics.jsonl"
+        self.history = read_history(folder, until_step=start)
+        self._path.write_text("".join(json.dumps(record) + "\n" for record in self.history))
+        self._file = self._path.open("a")
+        self._bar = (
+            tqdm(total=steps, initial=start, desc=label or None, unit="step", file=self._out, leave=False, dynamic_ncols=True)
+            if self._out.isatty()
+            else None
+        )
+        self._writer: Any = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # takes a second where torch is installed
+
+            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
+        self._began = self._last_time = time.perf_counter()
+        self._last_step = self._first_step = start
+
+    def started(self, step: int) -> None:
+        """Start the clock anew: the first step was the compiler's."""
+        self._began = self._last_time = time.perf_counter()
+        self._last_step = self._first_step = step
+
+    def train(self, step: int, record: Record) -> None:
+        """Tell the training metrics of the steps since the last call."""
+        now = time.perf_counter()
+        taken, seconds = step - self._last_step, now - self._last_time
+        rate = taken * self._batch_size / seconds if taken and seconds > 0 else 0.0
+        self._last_step, self._last_time = step, now
+        self._write(
+            {
+                "kind": "train",
+                "step": step,
+                **record,
+                "examples_per_second": round(rate, 1),
+                "seconds": round(now - self._began, 2),
+            }
+        )
+        self._scalars(
+            step, {"train/loss": record["loss"], "train/accuracy": record["accuracy"], "train/examples_per_second": rate}
+        )
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} examples/s")
+            return
+        done = step - self._first_step
+        left = (self._steps - step) * (now - self._began) / done if done else 0.0
+        self.say(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {rate:.0f} examples/s  ETA {_clock(left)}")
+
+    def validation(self, step: int, record: Record) -> None:
+        """Tell the scores of the validation after `step`; its time is not counted against the examples per second."""
+        self._write({"kind": "validation", "step": step, **record})
+        scalars = {"validation/score": record["score"]}
+        for number, (task, metrics) in enumerate(zip(record["tasks"], record["metrics"], strict=True)):
+            scalars |= {f"validation/{number}_{task}/{name}": value for name, value in metrics.items()}
+        self._scalars(step, scalars)
+        self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}")
+
+    def resume_clock(self) -> None:
+        """Leave out of the examples per second what happened since the last line (validation, saving)."""
+        self._last_time = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """One line on the terminal."""
+        if self._bar is not None:
+            self._bar.write(self._label + text, file=self._out)
+        else:
+            print(self._label + text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        self._file.close()
+
+    def _write(self, record: Record) -> None:
+        self.history.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def _scalars(self, step: int, scalars: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,229 @@
+"""What a run is made of, found from its configuration: streams, data, backbone on its devices, trainable start, teachers."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mpt_jax.checkpoint.backbone import Backbone, load_backbone
+from mpt_jax.checkpoint.export_hf import export_hf
+from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
+from mpt_jax.data import sampling
+from mpt_jax.data.cache import TokenCache, open_task
+from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.models.t5 import logical_axes
+from mpt_jax.partitioning import make_mesh, replicated, tree_sharding
+from mpt_jax.prompts import build_prompt, compose
+from mpt_jax.prompts.files import FILE_NAME, check_prompts, load_prompts
+from mpt_jax.prompts.init import initial_prompt
+
+Tree = Any
+
+
+class Streams(NamedTuple):
+    """The streams of a run; stream n is `task_id` n."""
+
+    configs: tuple[StreamConfig, ...]
+    rates: tuple[float, ...]  # seqio's mixing rates
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(stream.task for stream in self.configs)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return tuple(stream.group for stream in self.configs)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seed of each group [G]: that of its first stream."""
+        return tuple(self.configs[self.groups.index(group)].seed for group in range(max(self.groups) + 1))
+
+
+def find_streams(experiment: Experiment, vocabulary: Vocabulary) -> Streams:
+    """`DataConfig.streams`, or one stream for each task of the mixture, in one group or (`PromptConfig.per_task`) one each.
+
+    Raises:
+        UserError: unknown task or mixture; groups that are not numbered 0, 1, …
+    """
+    configs, rates = zip(*sampling.stream_configs(experiment.data, vocabulary), strict=True)
+    if experiment.prompt.per_task and not experiment.data.streams:
+        configs = tuple(dataclasses.replace(stream, group=n) for n, stream in enumerate(configs))
+    if experiment.prompt.method == "none":  # one model
+        configs = tuple(dataclasses.replace(stream, group=0) for stream in configs)
+    groups = sorted({stream.group for stream in configs})
+    if groups != list(range(len(groups))):
+        raise UserError(f"DataConfig.streams has the groups {groups}; number them 0 to {len(groups) - 1} without a gap.")
+    return Streams(configs, rates)
+
+
+def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
+    """The backbone's vocabulary. UserError when it has more ids than the model."""
+    vocabulary = Vocabulary(backbone.vocabulary)
+    check_vocabulary(vocabulary, experiment.backbone.architecture)
+    return vocabulary
+
+
+def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> sampling.Loader:
+    """The training batches: a pure function of (seed, step)."""
+    caches = open_caches(experiment, streams.tasks, experiment.data.train_split, vocabulary)
+    parts = [
+        sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
+        for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
+    ]
+    return sampling.make_loader(experiment.data, parts)
+
+
+def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:
+    """One cache for each task; a task that occurs again shares it."""
+    opened = {task: open_task(experiment.data, task, split, vocabulary) for task in dict.fromkeys(tasks)}
+    return [opened[task] for task in tasks]
+
+
+def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None = None) -> Backbone:
+    """The configured backbone, or the given one, laid out on the mesh.
+
+    The arrays of a backbone that lies there already are used as they are. A given one takes the configuration's numerics
+    (dropout, dtype) with the weights that it has.
+    """
+    if backbone is None:
+        backbone = load_backbone(experiment.backbone, jax.random.key(experiment.train.seed))
+    elif backbone.model.config != experiment.backbone.architecture:
+        backbone = backbone._replace(model=type(backbone.model)(experiment.backbone.architecture))
+    return place_backbone(backbone, mesh)
+
+
+def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbone, vocabulary: Vocabulary) -> Tree:
+    """Where training starts: a prompt module's parameters, or `{"backbone": parameters}`."""
+    if experiment.prompt.method == "none":
+        return {"backbone": backbone.params}
+    return initial_prompt(
+        experiment.prompt,
+        groups=streams.groups,
+        seeds=streams.seeds,
+        key=jax.random.key(experiment.train.seed),
+        embedding=backbone.params["token_embedder"]["embedding"],
+        tokenize=vocabulary.encode,
+        fingerprint=backbone.fingerprint,
+    )
+
+
+def frozen_tree(experiment: Experiment, streams: Streams, backbone: Backbone, mesh: Mesh) -> Tree:
+    """What a step reads and never changes: {"backbone": parameters, "teacher": [N,P,D] when distilling}."""
+    if experiment.prompt.method == "none":
+        return {"backbone": {}}
+    frozen: dict[str, Any] = {"backbone": backbone.params}
+    if experiment.loss.teachers:
+        teacher = load_teachers(experiment.loss.teachers, streams.tasks, backbone)
+        frozen["teacher"] = jax.device_put(teacher, replicated(mesh))
+    return frozen
+
+
+def load_teachers(path: str, tasks: Sequence[str], backbone: Backbone) -> np.ndarray:
+    """The teacher prompt of each stream, [N,P,D], from a prompt file with one prompt per task.
+
+    Raises:
+        UserError: no such file, another backbone or width, a task without a teacher.
+    """
+    params, meta = load_prompts(path)
+    check_prompts(meta, d_model=backbone.model.config.d_model, backbone=backbone.fingerprint)
+    prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
+    return prompts[match_tasks(tasks, meta["tasks"], f"LossConfig.teachers={path}")]
+
+
+def match_tasks(tasks: Sequence[str], available: Sequence[str], source: str) -> list[int]:
+    """For each task its place among a prompt file's tasks; a file with a single prompt serves every task.
+
+    Raises:
+        UserError: a task that the file does not have.
+    """
+    if tuple(tasks) == tuple(available):  # a bank may hold several prompts of one task
+        return list(range(len(tasks)))
+    if len(available) == 1:
+        return [0] * len(tasks)
+    for task in tasks:
+        if task not in available:
+            raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(available)}.{nearest(task, available)}")
+    return [list(available).index(task) for task in tasks]
+
+
+class Trained(NamedTuple):
+    """A finished run (or a prompt file, or a bare model) as `evaluate` and `infer` use it.
+
+    Attributes:
+        prompt_module, trainable: of the composed prompts, one group each; None and {} without prompts.
+        tasks: of each prompt; () without prompts.
+        source: the file or checkpoint, for messages.
+    """
+
+    backbone: Backbone
+    prompt_module: Any
+    trainable: Tree
+    tasks: tuple[str, ...]
+    source: str
+
+    def prompt_of(self, tasks: Sequence[str]) -> list[int]:
+        """The number of each task's prompt. UserError for a task without one."""
+        return match_tasks(tasks, self.tasks, self.source) if self.tasks else [0] * len(tasks)
+
+
+def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
+    """What MODEL_DIR holds: `prompts.safetensors`, or with method "none" the tuned `model/`.
+
+    An unfinished or absent run falls back on `PromptConfig.init_file` and, with method "none", on the backbone itself.
+
+    Raises:
+        UserError: neither; a prompt that does not fit the backbone.
+    """
+    folder = Path(experiment.train.model_dir).expanduser()
+    config = experiment.backbone
+    if experiment.prompt.method == "none":
+        if (folder / "model" / "config.json").exists():
+            config = dataclasses.replace(config, checkpoint=str(folder / "model"))
+        backbone = load_backbone(config)
+        return Trained(place_backbone(backbone, mesh), None, {}, (), config.checkpoint)
+    path = str(folder / FILE_NAME)
+    if not Path(path).exists():
+        if experiment.prompt.init != "file":
+            raise UserError(
+                f"MODEL_DIR {folder} has no {FILE_NAME}; train into it first, or give a prompt with PromptConfig.init='file' "
+                "and PromptConfig.init_file."
+            )
+        path = experiment.prompt.init_file
+    params, meta = load_prompts(path)
+    backbone = place_backbone(load_backbone(config), mesh)
+    width = backbone.model.config.d_model
+    check_prompts(meta, d_model=width, backbone=backbone.fingerprint, max_length=experiment.prompt.max_length)
+    prompts = compose(meta["method"], params, tuple(meta["groups"]))
+    plain = PromptConfig(method="plain", length=prompts.shape[1], max_length=prompts.shape[1])
+    module = build_prompt(plain, tuple(range(len(prompts))), width)
+    return Trained(backbone, module, {"prompt": jax.device_put(prompts, replicated(mesh))}, tuple(meta["tasks"]), path)
+
+
+def place_backbone(backbone: Backbone, mesh: Mesh) -> Backbone:
+    """The same backbone with its parameters laid out on the mesh by their logical axes."""
+    sharding = tree_sharding(backbone.params, logical_axes(backbone.model.config), mesh)
+    return backbone._replace(params=jax.device_put(backbone.params, sharding))
+
+
+def export_model(folder: Path, backbone: Backbone, params: Tree) -> Path:
+    """Write a tuned model as the Hugging Face folder `<folder>/model`, usable as INITIAL_CHECKPOINT_PATH."""
+    path = folder / "model"
+    temporary = folder / ".model.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    config = backbone.model.config
+    export_hf(jax.device_get(params), config, temporary, dtype=config.param_dtype, vocabulary=backbone.vocabulary)
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+    return path
+
+
+def mesh_of(experiment: Experiment) -> Mesh:
+    """The mesh that the configuration asks for."""
+    return make_mesh(experiment.partition)

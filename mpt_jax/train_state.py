@@ -1,0 +1,146 @@
+"""What a training step changes, and the step.
+
+The backbone is an argument of the step: it is not differentiated, not donated, and no part of the state. A run that tunes
+the whole model has the same step; there, `trainable` is `{"backbone": parameters}` and the frozen side is empty.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from mpt_jax.config import LossConfig, OptimizerConfig
+from mpt_jax.distill import make_loss
+from mpt_jax.losses import present_streams
+from mpt_jax.models.t5 import T5, logical_axes
+from mpt_jax.optim import make_optimizer
+from mpt_jax.partitioning import replicated, tree_sharding
+
+Tree = Any
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes.
+
+    Attributes:
+        step: int32, steps taken.
+        trainable: a prompt module's parameters, or `{"backbone": parameters}`.
+        opt_state: the optimiser's, of the same bank.
+        key: uint32 key data; the step's own key is `fold_in(key, step)`, so that nothing needs to be drawn in order.
+    """
+
+    step: jax.Array
+    trainable: Tree
+    opt_state: Tree
+    key: jax.Array
+
+
+TrainStep = Callable[[TrainState, Tree, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    model: T5,
+    prompt_module: Any,
+    loss_config: LossConfig,
+    optimizer_config: OptimizerConfig,
+    total_steps: int,
+    groups: tuple[int, ...],
+    mesh: Mesh,
+) -> TrainStep:
+    """The compiled `step(state, frozen, batch) -> (state, metrics)`; `state` is donated, `frozen` is only read.
+
+    Args:
+        prompt_module: of `prompts.build_prompt`, or None when the backbone is trained.
+        groups: group of each stream.
+    Returns:
+        One function for all runs whose arguments here are equal, so that a second run with equal shapes compiles nothing.
+        Its metrics are the loss function's `aux`: arrays [G] from before the update.
+    """
+    # A run's path to its teachers and, with a constant rate, its length do not shape the program.
+    loss_config = dataclasses.replace(loss_config, teachers="teachers" if loss_config.teachers else "")
+    if optimizer_config.schedule == "constant":
+        total_steps = 0
+    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh)
+
+
+@functools.lru_cache(maxsize=64)
+def _make_train_step(
+    model: T5,
+    prompt_module: Any,
+    loss_config: LossConfig,
+    optimizer_config: OptimizerConfig,
+    total_steps: int,
+    groups: tuple[int, ...],
+    mesh: Mesh,
+) -> TrainStep:
+    loss_fn = make_loss(model, prompt_module, loss_config, groups)
+
+    def step(state: TrainState, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable))
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
+        present = present_streams(batch["task_ids"], batch["loss_weights"], len(groups))
+        trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, present)
+        new = TrainState(state.step + 1, trainable, opt_state, state.key)
+        # Leave the state where it came from, or the second step would be compiled anew for its new place.
+        return jax.lax.with_sharding_constraint(new, state_sharding(new, model, mesh)), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def create_state(
+    trainable: Tree,
+    model: T5,
+    optimizer_config: OptimizerConfig,
+    total_steps: int,
+    groups: tuple[int, ...],
+    seed: int,
+    mesh: Mesh,
+) -> TrainState:
+    """The state of step 0, on its devices. `trainable` is copied: a donated state must not take the backbone with it."""
+    optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, trainable))
+    trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trainable)
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        opt_state=optimizer.init(trainable),
+        key=jax.random.key_data(jax.random.key(seed)),
+    )
+    return jax.device_put(state, state_sharding(state, model, mesh), may_alias=False)
+
+
+def state_sharding(state: TrainState, model: T5, mesh: Mesh) -> TrainState:
+    """The state's place: a prompt's is whole everywhere; a backbone's leaf, and the optimiser's of its shape, by logical axes."""
+    whole = replicated(mesh)
+    if "backbone" not in state.trainable:
+        return jax.tree.map(lambda _: whole, state)
+    sharding = tree_sharding(state.trainable["backbone"], logical_axes(model.config), mesh)
+    places = {
+        jax.tree_util.keystr(path): place
+        for path, place in jax.tree_util.tree_leaves_with_path(sharding, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
+    }
+    shapes = {jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(state.trainable["backbone"])}
+
+    def place_of(path: tuple[Any, ...], leaf: Any) -> Any:
+        for start in range(len(path)):
+            name = jax.tree_util.keystr(path[start:])
+            if name in places and shapes[name] == leaf.shape:
+                return places[name]
+        return whole
+
+    return jax.tree_util.tree_map_with_path(place_of, state)
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+@jax.jit
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every number of the tree is finite; bool []."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))

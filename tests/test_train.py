@@ -1,0 +1,294 @@
+"""Whole runs on a tiny T5: what moves and what does not, what is compiled, what is written, what goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mpt_jax import setup, train, train_state
+from mpt_jax.checkpoint.backbone import fingerprint, load_backbone
+from mpt_jax.config import StreamConfig
+from mpt_jax.errors import UserError
+from mpt_jax.prompts.files import load_prompts
+from mpt_jax.train import run_training
+
+FULL = {"method": "none", "optimizer": {"rules": ((".*", 0.01),), "factored": True, "scale_by_parameter": True}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("train"))
+
+
+def opened(config):
+    return setup.open_backbone(config, setup.mesh_of(config))
+
+
+@pytest.mark.parametrize("method", ["plain", "mpt"])
+def test_only_the_prompt_moves(folder, method):
+    config = tiny.experiment(folder, f"moves_{method}", method=method, tasks=tiny.TASKS[:2], steps=3)
+    backbone = opened(config)
+    before = jax.tree.map(lambda leaf: np.array(leaf), backbone.params)
+    streams = setup.find_streams(config, setup.open_vocabulary(config, backbone))
+    start = setup.initial_trainable(config, streams, backbone, setup.open_vocabulary(config, backbone))
+    result = run_training(config, backbone)
+    jax.tree.map(np.testing.assert_array_equal, backbone.params, before)
+    assert backbone.fingerprint == fingerprint(backbone.params) == fingerprint(load_backbone(config.backbone).params)
+    assert result.params.keys() == start.keys()
+    for name, leaf in start.items():
+        assert not np.array_equal(leaf, result.params[name]), name
+
+
+def test_the_gradient_is_of_the_prompt_alone(folder):
+    """The step's program has no array of a backbone's shape among its outputs, and the state holds none."""
+    config = tiny.experiment(folder, "gradient", steps=1)
+    backbone, mesh = opened(config), setup.mesh_of(config)
+    groups = (0,)
+    module = train.build_prompt(config.prompt, groups, tiny.CONFIG.d_model)
+    start = {"prompt": np.zeros((1, 4, tiny.CONFIG.d_model), np.float32)}
+    state = train_state.create_state(start, backbone.model, config.optimizer, 1, groups, 0, mesh)
+    step = train_state.make_train_step(backbone.model, module, config.loss, config.optimizer, 1, groups, mesh)
+    batch = {
+        "encoder_tokens": np.ones((2, 8), np.int32),
+        "decoder_input_tokens": np.zeros((2, 3), np.int32),
+        "decoder_target_tokens": np.ones((2, 3), np.int32),
+        "loss_weights": np.ones((2, 3), np.float32),
+        "task_ids": np.zeros(2, np.int32),
+    }
+    outputs = jax.eval_shape(step, state, {"backbone": backbone.params}, batch)
+    held = sum(leaf.size for leaf in jax.tree.leaves(outputs))
+    assert held < 4 * start["prompt"].size + 100
+
+
+def test_model_tuning_moves_everything_and_writes_a_model(folder):
+    config = tiny.experiment(folder, "tuned", steps=4, **FULL)
+    backbone = opened(config)
+    before = jax.tree.map(lambda leaf: np.array(leaf), backbone.params)
+    result = run_training(config, backbone)
+    jax.tree.map(np.testing.assert_array_equal, backbone.params, before)  # the given backbone was copied, not donated
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(result.params["backbone"]), strict=True):
+        assert not np.array_equal(old, new), jax.tree_util.keystr(path)
+    again = load_backbone(tiny.experiment(folder, "x", checkpoint=str(folder / "tuned")).backbone)
+    jax.tree.map(np.testing.assert_array_equal, again.params, result.params["backbone"])
+    # ... and it is a checkpoint to train a prompt on
+    run_training(tiny.experiment(folder, "prompt_on_tuned", steps=1, checkpoint=str(folder / "tuned")))
+
+
+def test_pretraining_from_scratch_learns_and_validates(folder):
+    settings = {"train": {"eval_period": 60, "log_period": 30}, "checkpoint": "scratch"}
+    result = run_training(tiny.experiment(folder, "scratch", steps=120, **FULL, **settings))
+    losses = [record["loss"] for record in result.history if record["kind"] == "train"]
+    assert losses[0] > 10 * losses[-1]
+    assert result.scores[0] == 100.0
+    other = tiny.replace(tiny.experiment(folder, "scratch2", steps=1, **FULL, **settings), train={"seed": 1})
+    assert opened(other).fingerprint != opened(tiny.experiment(folder, "scratch3", checkpoint="scratch")).fingerprint
+
+
+def test_second_run_and_second_step_compile_nothing(folder):
+    """Runs that differ in seeds, tasks, folder, teachers' path and (constant rate) length share one program."""
+    first = tiny.experiment(folder, "compile_a", steps=3)
+    backbone = opened(first)
+    run_training(first, backbone)
+    step = train_state.make_train_step(
+        backbone.model,
+        train.build_prompt(first.prompt, (0,), tiny.CONFIG.d_model),
+        first.loss,
+        first.optimizer,
+        3,
+        (0,),
+        setup.mesh_of(first),
+    )
+    assert step._cache_size() == 1
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+    )
+    second = tiny.experiment(folder, "compile_b", steps=5, streams=(StreamConfig("tiny_animal", 0, 4, 7),))
+    run_training(tiny.replace(second, train={"seed": 3}), backbone)
+    assert step._cache_size() == 1
+    assert not compiled
+
+
+def test_best_of_each_group_is_kept(folder):
+    """A learning rate that ruins a good prompt: the file holds what was best, and a group's best is its own."""
+    tuned = tiny.experiment(folder, "best_base", steps=120, checkpoint="scratch", tasks=tiny.TASKS, batch_size=24, **FULL)
+    run_training(tuned)
+    config = tiny.experiment(
+        folder,
+        "best",
+        tasks=tiny.TASKS[:2],
+        steps=12,
+        checkpoint=str(folder / "best_base"),
+        train={"eval_period": 3, "checkpoint_period": 6},
+        optimizer={"rules": ((".*", 30.0),)},
+    )
+    result = run_training(config)
+    validations = [record for record in result.history if record["kind"] == "validation"]
+    scores = np.asarray([record["scores"] for record in validations])
+    np.testing.assert_allclose(result.scores, scores.max(axis=0))
+    params, meta = load_prompts(folder / "best")
+    assert meta["scores"] == scores.max(axis=0).tolist()
+    assert meta["tasks"] == list(tiny.TASKS[:2]) and meta["groups"] == [0, 1] and meta["method"] == "plain"
+    # Each group's row is the prompt of its own best step, found again by a run that stops there.
+    for group in range(2):
+        best_step = 3 * (1 + int(scores[:, group].argmax()))
+        stopped = tiny.replace(config, train={"steps": best_step, "model_dir": str(folder / f"best_{group}"), "eval_period": 0})
+        np.testing.assert_array_equal(run_training(stopped).params["prompt"][group], params["prompt"][group])
+
+
+def test_history_is_what_was_written(folder):
+    config = tiny.experiment(folder, "history", steps=8, train={"eval_period": 4, "tensorboard": True})
+    result = run_training(config)
+    lines = [json.loads(line) for line in (folder / "history" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.history
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 4), ("validation", 4), ("train", 8), ("validation", 8)]
+    assert lines[0]["loss"] > 0 and lines[0]["examples_per_second"] > 0
+    assert list((folder / "history" / "tensorboard").glob("events*"))
+    assert json.loads((folder / "history" / "config.json").read_text())["train"]["steps"] == 8
+
+
+def test_logged_loss_is_per_token_whatever_the_normalization(folder):
+    """One step, one batch: "sum" and "mean" tell the same number (of one group)."""
+    losses = []
+    for normalization in ("sum", "mean"):
+        config = tiny.experiment(folder, f"log_{normalization}", steps=1, loss={"normalization": normalization})
+        losses.append(run_training(config).history[0]["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_finished_run_returns_what_it_left(folder):
+    config = tiny.experiment(folder, "finished", steps=3, train={"eval_period": 3})
+    first = run_training(config)
+    (folder / "model_elsewhere").mkdir()
+    again = run_training(config)
+    np.testing.assert_array_equal(first.params["prompt"], again.params["prompt"])
+    np.testing.assert_array_equal(first.scores, again.scores)
+    assert first.history == again.history and first.prompts_path == again.prompts_path
+
+
+def test_nan_stops_and_keeps_the_last_good_checkpoint(folder):
+    """One of two tasks explodes: the message names its step and it alone; the checkpoint from before is still there and good."""
+    base = {"tasks": tiny.TASKS[:2], "steps": 40, "train": {"checkpoint_period": 2, "log_period": 10}}
+    config = tiny.experiment(folder, "nan", optimizer={"rules": ((".*", float("inf")),)}, **base)
+    with pytest.raises(UserError, match=r"not finite at step [12] \(tiny_colour, tiny_mood\); no checkpoint"):
+        run_training(config)
+    # The good run's checkpoint of step 4 survives a batch of step 5 that is poisoned.
+    config = tiny.experiment(folder, "nan2", **base)
+    backbone = opened(config)
+    run_training(tiny.replace(config, train={"steps": 4}), backbone)
+    good = load_prompts(folder / "nan2")[0]["prompt"]
+    (folder / "nan2" / "finished.json").unlink()
+    broken = dict(backbone.params)
+    broken["token_embedder"] = {"embedding": broken["token_embedder"]["embedding"].at[tokens_of(config, backbone, "dog")].set(np.nan)}
+    with pytest.raises(UserError, match=r"at step \d+ \(tiny_colour\); the last good checkpoint, of step 4, is kept"):
+        run_training(tiny.replace(config, train={"log_period": 1}), backbone._replace(params=broken))
+    resumed = run_training(tiny.replace(config, train={"steps": 4}), backbone)
+    np.testing.assert_array_equal(resumed.params["prompt"], good)
+
+
+def tokens_of(config, backbone, word):
+    return np.asarray(setup.open_vocabulary(config, backbone).encode(word))[-1:]
+
+
+def test_first_signal_saves_and_stops(folder):
+    """SIGTERM from outside in mid-run: a checkpoint, then KeyboardInterrupt; the same call goes on to the same prompt."""
+    config = tiny.experiment(folder, "signal", steps=400, train={"checkpoint_period": 1000, "log_period": 1000})
+    straight = run_training(tiny.replace(config, train={"model_dir": str(folder / "no_signal")}))
+    timer = threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config)
+    step = max(int(path.name) for path in (folder / "signal" / "checkpoints").iterdir())
+    assert 0 < step < 400
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    np.testing.assert_array_equal(run_training(config).params["prompt"], straight.params["prompt"])
+
+
+def test_a_built_cache_trains_without_tensorflow(folder):
+    run_training(tiny.experiment(folder, "builds_cache", steps=1, train={"eval_period": 1}))
+    script = (
+        "import sys, pathlib, tiny\n"
+        "from mpt_jax.train import run_training\n"
+        f"folder = pathlib.Path({str(folder)!r})\n"
+        "run_training(tiny.experiment(folder, 'without_tf', steps=1, train={'eval_period': 1}))\n"
+        "assert not {'tensorflow', 'seqio'} & set(sys.modules)\n"
+    )
+    root = Path(__file__).parent.parent
+    path = os.pathsep.join([str(root), str(root / "tests")])
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def unwritable(folder):
+    (folder / "a_file").write_text("")
+    return tiny.experiment(folder, "a_file/run")
+
+
+MISTAKES = {
+    "unwritable": (unwritable, r"Cannot write into MODEL_DIR '.*a_file/run' \(Not a directory\)"),
+    "task": (
+        lambda folder: tiny.replace(tiny.experiment(folder, "m1"), data={"mixture": "tiny_color", "streams": ()}),
+        r"'tiny_color'.*Did you mean 'tiny_colour'\?",
+    ),
+    "validation": (
+        lambda folder: tiny.experiment(folder, "m2", tasks=("tiny_word",), train={"eval_period": 2}),
+        r"'tiny_word' has no split 'validation'",
+    ),
+    "groups": (
+        lambda folder: tiny.experiment(folder, "m3", streams=(StreamConfig("tiny_mood", 0), StreamConfig("tiny_colour", 2))),
+        r"groups \[0, 2\]; number them 0 to 1",
+    ),
+    "vocabulary": (
+        lambda folder: tiny.experiment(
+            folder,
+            "m4",
+            checkpoint="scratch",
+            architecture=tiny.dataclasses.replace(tiny.CONFIG, vocab_size=150),
+        ),
+        r"vocab_size=150, fewer than the \d+ ids",
+    ),
+    "length": (lambda folder: tiny.experiment(folder, "m5", prompt={"length": 2000}), r"max_length=1000, not 2000"),
+    "rule": (
+        lambda folder: tiny.experiment(folder, "m6", method="mpt", optimizer={"rules": (("task_.*", 0.1),)}),
+        r"'shared' matches no rule",
+    ),
+    "teachers": (
+        lambda folder: tiny.experiment(folder, "m7", method="mpt", loss={"teachers": str(folder / "nowhere")}),
+        r"no prompt file .*nowhere",
+    ),
+    "checkpoint": (lambda folder: tiny.experiment(folder, "m8", checkpoint=str(folder / "nothing")), r"'.*nothing'.*does not exist"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_get_one_sentence(folder, mistake):
+    make, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message) as caught:
+        run_training(make(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_run_in_the_folder_is_not_overwritten(folder):
+    run_training(tiny.experiment(folder, "occupied", steps=2))
+    with pytest.raises(UserError, match=r"holds a run with prompt\.length=4, but now it is 5"):
+        run_training(tiny.experiment(folder, "occupied", steps=2, prompt={"length": 5}))
+    other = opened(tiny.experiment(folder, "x", checkpoint="scratch"))._replace(fingerprint="0" * 16)
+    with pytest.raises(UserError, match=r"but this run's backbone is 0000"):
+        run_training(tiny.experiment(folder, "occupied", steps=2), other)
+
+
+def test_teacher_of_another_task_or_backbone(folder):
+    run_training(tiny.experiment(folder, "teachers", tasks=tiny.TASKS[:2], steps=1))
+    config = tiny.experiment(folder, "pupil", tasks=tiny.TASKS[1:], method="mpt", loss={"teachers": str(folder / "teachers")})
+    with pytest.raises(UserError, match=r"no prompt for task 'tiny_animal'; it has tiny_colour, tiny_mood"):
+        run_training(config)
+    with pytest.raises(UserError, match=r"trained on the backbone \w+ but this one is \w+"):
+        run_training(tiny.experiment(folder, "pupil2", method="mpt", checkpoint="scratch", loss={"teachers": str(folder / "teachers")}))

@@ -1,0 +1,57 @@
+"""Three seqio tasks of a few words, for tests that need a whole run. Every answer can be read off the input."""
+
+import random
+
+import seqio
+
+from mpt_jax import metrics
+from tasks import features
+
+COLOURS = ("red", "blue", "green")
+GOOD, BAD = ("good", "fine", "sweet"), ("bad", "poor", "sour")
+
+
+def _colour(rng: random.Random) -> dict[str, str]:
+    colour = rng.choice(COLOURS)
+    return {"inputs": f"the {rng.choice(('cat', 'dog', 'bird'))} is {colour}", "targets": colour}
+
+
+def _mood(rng: random.Random) -> dict[str, str]:
+    good = rng.random() < 0.5
+    words = " and ".join(rng.choice(GOOD if good else BAD) for _ in range(rng.randint(1, 3)))
+    return {"inputs": f"the food is {words}", "targets": "yes" if good else "no"}
+
+
+def _animal(rng: random.Random) -> dict[str, str]:
+    animal = rng.choice(("cat", "dog", "bird"))
+    return {"inputs": f"a {rng.choice(COLOURS)} {animal}", "targets": animal}
+
+
+def _rows(make, split: str, size: int) -> list[dict[str, str]]:
+    rng = random.Random(f"{make.__name__} {split}")
+    return [make(rng) for _ in range(size)]
+
+
+def _label(row: dict) -> dict:
+    """The format of a task with a `label` field of its own, for `infer`."""
+    return {"inputs": seqio.preprocessors.tf.strings.join(["the food is ", row["word"]]), "targets": row["label"]}
+
+
+for _name, _make in (("tiny_colour", _colour), ("tiny_mood", _mood), ("tiny_animal", _animal)):
+    seqio.TaskRegistry.add(
+        _name,
+        source=features.rows_source({split: _rows(_make, split, size) for split, size in (("train", 64), ("validation", 20))}),
+        preprocessors=[*features.TOKENIZE],
+        output_features=features.output_features(),
+        metric_fns=[metrics.accuracy],
+    )
+
+seqio.TaskRegistry.add(
+    "tiny_word",
+    source=features.rows_source({"train": [{"word": "good", "label": "yes"}, {"word": "bad", "label": "no"}] * 8}),
+    preprocessors=[seqio.map_over_dataset(_label), *features.TOKENIZE],
+    output_features=features.output_features(),
+    metric_fns=[metrics.accuracy],
+)
+
+seqio.MixtureRegistry.add("tiny", ["tiny_colour", "tiny_mood", "tiny_animal"], default_rate=1)
