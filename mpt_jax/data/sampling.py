@@ -1,0 +1,297 @@
+"""Which examples make up the batch of a step: a pure function of (seed, step), so that resuming needs no iterator state.
+
+Three ways, `DataConfig.sampling`:
+
+"bank"          every stream gets B / N examples; each stream goes through its own examples epoch by epoch.
+"proportional"  streams share the batches by their mixing rates, in a fixed interleaving; each goes through epochs.
+"mpt"           each step draws K from {2, ..., N}, then K streams, then B // K examples of each; what remains of the batch goes
+                to one of them (Wang et al. 2023 §3; with replacement and by rates as in the code of DPT, which derives from MPT).
+"""
+
+import dataclasses
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mpt_jax.config import DataConfig, StreamConfig
+from mpt_jax.data import fingerprint
+from mpt_jax.data.cache import TokenCache, mixture_tasks, open_task
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+CYCLE = 1 << 16  # of "proportional": rates are met exactly up to 1/65,536 and the order repeats after so many examples
+
+logger = logging.getLogger("mpt_jax")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StreamData:
+    """The examples of one stream: rows of a cache that may be drawn, and what decides on their order."""
+
+    cache: TokenCache
+    rows: np.ndarray  # int64, rows of the cache
+    seed: int = 0
+    rate: float = 1.0
+    k_shot: int = 0
+
+    @property
+    def task(self) -> str:
+        return self.cache.task
+
+
+def stream_data(cache: TokenCache, k_shot: int = 0, seed: int = 0, rate: float = 1.0) -> StreamData:
+    """A stream of all examples of a cache (k_shot=0) or of the k-shot choice that `seed` makes."""
+    return StreamData(cache, k_shot_rows(cache, k_shot, seed), seed, rate, k_shot)
+
+
+def stream_configs(data: DataConfig, vocabulary: Vocabulary | None = None) -> list[tuple[StreamConfig, float]]:
+    """The streams of a run with their rates: `data.streams`, or one for each task of the mixture (all of group 0)."""
+    if data.streams:
+        return [(stream, 1.0) for stream in data.streams]
+    return [(StreamConfig(task), rate) for task, rate in mixture_tasks(data, data.mixture, vocabulary)]
+
+
+def open_streams(data: DataConfig, vocabulary: Vocabulary, split: str | None = None) -> list[StreamData]:
+    """Opens (building where needed) the caches of all streams of a run; `split` defaults to the training split."""
+    split = split or data.train_split
+    caches: dict[str, TokenCache] = {}
+    streams = []
+    for stream, rate in stream_configs(data, vocabulary):
+        if stream.task not in caches:
+            caches[stream.task] = open_task(data, stream.task, split, vocabulary)
+        streams.append(stream_data(caches[stream.task], stream.k_shot, stream.seed, rate))
+    return streams
+
+
+def k_shot_rows(cache: TokenCache, k: int, seed: int) -> np.ndarray:
+    """Rows of a k-shot training set, sorted, int64: k of each class, or k in all where the task has no classes; 0 = every row.
+
+    The choice depends on (task, seed) alone, and a smaller k is contained in a larger one.
+    """
+    if k == 0:
+        return np.arange(len(cache))
+    labels = cache.labels
+    groups = {"": np.arange(len(cache))}
+    if labels is not None:
+        array = np.array(labels)
+        groups = {name: np.flatnonzero(array == name) for name in sorted(set(labels))}
+    chosen = []
+    for name, rows in groups.items():
+        if len(rows) < k:
+            what = f"class '{name}'" if labels is not None else "task"
+            logger.warning("%s has only %d examples of %s; all are taken for k = %d", cache.task, len(rows), what, k)
+        chosen.append(_rng("k_shot", cache.task, seed, name).permutation(rows)[:k])
+    return np.sort(np.concatenate(chosen))
+
+
+class Loader:
+    """Batches of a run. `task_ids[b]` is the position of the example's stream in `streams`.
+
+    Args:
+      streams: N streams, N >= 1.
+      sampling: "bank", "proportional" or "mpt" (see the top of this file).
+      batch_size: B, over all streams and devices.
+      lengths: {"inputs": T, "targets": L}.
+      seed: of the order of examples and of "mpt"'s draws.
+      with_replacement: of "mpt": streams are drawn by rate, with replacement, instead of without and evenly.
+      trim_lengths: input lengths below T that a batch is trimmed to, the smallest that holds it; () = always T.
+      sort_window: of "proportional": so many batches share their examples sorted by length, in a random order of the batches.
+
+    Raises:
+      UserError: the batch cannot be divided as `sampling` demands.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[StreamData],
+        sampling: str,
+        batch_size: int,
+        lengths: dict[str, int],
+        seed: int = 0,
+        with_replacement: bool = False,
+        trim_lengths: Sequence[int] = (),
+        sort_window: int = 1,
+    ):
+        n = len(streams)
+        if n == 0 or any(len(stream.rows) == 0 for stream in streams):
+            raise UserError("DataConfig.mixture gives no examples to train on; name a task that has some.")
+        if sampling == "bank" and batch_size % n:
+            raise UserError(
+                f"DataConfig.batch_size (BATCH_SIZE) {batch_size} cannot be shared evenly by the {n} streams of sampling='bank'; "
+                f"set it to a multiple of {n}."
+            )
+        if sampling == "mpt" and batch_size < n:
+            raise UserError(
+                f"DataConfig.batch_size (BATCH_SIZE) {batch_size} is smaller than the {n} tasks that one step of sampling='mpt' may "
+                f"draw; set it to {n} or more."
+            )
+        self.streams, self.sampling, self.batch_size, self.lengths = list(streams), sampling, batch_size, dict(lengths)
+        self.seed, self.with_replacement = seed, with_replacement
+        self.trim_lengths = sorted({t for t in trim_lengths if 0 < t < lengths["inputs"]} | {int(lengths["inputs"])})
+        self.sort_window = sort_window
+        self._caches = [stream.cache for stream in self.streams]
+        self._rates = np.array([stream.rate for stream in self.streams], np.float64)
+        self._rates /= self._rates.sum()
+        self._order = functools.lru_cache(maxsize=2 * n)(self._epoch_order)
+        self._window = functools.lru_cache(maxsize=2)(self._sorted_window)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step` (0, 1, ...): arrays of `shapes.BATCH_SHAPES` and `example_ids` [B], the rows in the caches."""
+        task_ids, rows = self.draw(step)
+        longest = min(self._input_lengths(task_ids, rows).max(), self.lengths["inputs"])
+        trimmed = next(t for t in self.trim_lengths if t >= longest)
+        return assemble(self._caches, task_ids, rows, {**self.lengths, "inputs": trimmed})
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(stream [B], row in its cache [B]) of the batch of `step`, int32."""
+        if self.sampling == "mpt":
+            task_ids, rows = self._draw_mpt(step)
+        elif self.sampling == "bank":
+            task_ids, rows = self._rows(*self._bank(step))
+        elif self.sort_window > 1:
+            task_ids, rows = (part[step % self.sort_window] for part in self._window(step // self.sort_window))
+        else:
+            task_ids, rows = self._rows(*self._proportional(step, 1))
+        return task_ids.astype(np.int32), rows.astype(np.int32)
+
+    def batches(self, start: int, stop: int, depth: int = 2) -> Iterator[Batch]:
+        """Batches of steps start, ..., stop - 1, made `depth` ahead by a thread."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        stopped = threading.Event()
+
+        def put(item: Batch | BaseException) -> None:
+            while not stopped.is_set():
+                try:
+                    return ready.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for step in range(start, stop):
+                    if stopped.is_set():
+                        return
+                    put(self.batch(step))
+            except BaseException as error:  # handed to the consumer, who raises it
+                put(error)
+
+        threading.Thread(target=work, name="mpt_jax-loader", daemon=True).start()
+        try:
+            for _ in range(start, stop):
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+
+    def _bank(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        each = self.batch_size // len(self.streams)
+        positions = np.arange(step * each, (step + 1) * each)
+        return np.repeat(np.arange(len(self.streams)), each), np.tile(positions, len(self.streams))
+
+    def _sorted_window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `sort_window` batches of a window, [batches, B] each: streams and rows, alike in length within a batch."""
+        task_ids, rows = self._rows(*self._proportional(window * self.sort_window, self.sort_window))
+        order = np.argsort(self._input_lengths(task_ids, rows), kind="stable").reshape(self.sort_window, self.batch_size)
+        order = _rng("window", "", self.seed, window).permutation(order)
+        return task_ids[order], rows[order]
+
+    def _proportional(self, step: int, batches: int) -> tuple[np.ndarray, np.ndarray]:
+        slots = np.arange(step * self.batch_size, (step + batches) * self.batch_size)
+        cycles, slots = np.divmod(slots, CYCLE)
+        stream, rank, quota = self._cycle
+        return stream[slots], cycles * quota[stream[slots]] + rank[slots]
+
+    @functools.cached_property
+    def _cycle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One period of "proportional": (stream [CYCLE], how many of that stream came before [CYCLE], examples per period [N])."""
+        n = len(self.streams)
+        if n == 1:
+            return np.zeros(CYCLE, np.int64), np.arange(CYCLE), np.array([CYCLE])
+        exact = self._rates * CYCLE
+        quota = np.maximum(np.floor(exact).astype(np.int64), 1)  # no task is starved
+        largest_rest_first = np.argsort(-(exact - quota), kind="stable")
+        quota[largest_rest_first[: max(CYCLE - int(quota.sum()), 0)]] += 1
+        quota[np.argmax(quota)] -= int(quota.sum()) - CYCLE
+        # The j-th example of a stream with quota q is due at (j + 1/2) / q of the period: streams interleave evenly.
+        stream = np.repeat(np.arange(n), quota)
+        rank = np.concatenate([np.arange(q) for q in quota])
+        order = np.argsort((rank + 0.5) / quota[stream], kind="stable")
+        return stream[order], rank[order], quota
+
+    def _draw_mpt(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = _rng("mpt", "", self.seed, step)
+        n = len(self.streams)
+        k = int(rng.integers(min(2, n), n + 1))
+        drawn = rng.choice(n, size=k, replace=self.with_replacement, p=self._rates if self.with_replacement else None)
+        counts = np.full(k, self.batch_size // k)
+        counts[rng.integers(k)] += self.batch_size % k
+        task_ids, rows = [], []
+        for stream in np.unique(drawn):  # a stream drawn twice is one larger draw without repeats
+            count, pool = int(counts[drawn == stream].sum()), self.streams[stream].rows
+            rows.append(rng.choice(pool, size=count, replace=count > len(pool)))
+            task_ids.append(np.full(count, stream))
+        return np.concatenate(task_ids), np.concatenate(rows)
+
+    def _input_lengths(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        lengths = np.zeros(len(rows), np.int64)
+        for n in np.unique(task_ids):
+            lengths[task_ids == n] = self._caches[n].input_lengths()[rows[task_ids == n]]
+        return lengths
+
+    def _rows(self, task_ids: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(streams, rows in their caches) from (streams, positions in them)."""
+        return task_ids, np.array([self._row(n, p) for n, p in zip(task_ids.tolist(), positions.tolist(), strict=True)])
+
+    def _row(self, stream: int, position: int) -> int:
+        """Row of the `position`-th example that a stream yields, over all epochs."""
+        epoch, index = divmod(position, len(self.streams[stream].rows))
+        return int(self._order(int(stream), epoch)[index])
+
+    def _epoch_order(self, stream: int, epoch: int) -> np.ndarray:
+        """The stream's rows in the order of an epoch; does not depend on the stream's number."""
+        data = self.streams[stream]
+        return _rng("epoch", data.task, self.seed, f"{data.seed} {data.k_shot} {epoch}").permutation(data.rows)
+
+
+def make_loader(data: DataConfig, streams: Sequence[StreamData]) -> Loader:
+    """The loader that a run's `DataConfig` asks for."""
+    return Loader(streams, data.sampling, data.batch_size, data.lengths, data.seed, data.with_replacement, data.trim_lengths, data.sort_window)
+
+
+def assemble(caches: Sequence[TokenCache], task_ids: np.ndarray, rows: np.ndarray, lengths: dict[str, int]) -> Batch:
+    """Pads examples into a batch: example b is row `rows[b]` of `caches[task_ids[b]]`.
+
+    Returns the arrays of `shapes.BATCH_SHAPES`, and `example_ids` [B] int32 = `rows`. Longer examples are cut (caches of the
+    same lengths have none).
+    """
+    b, t, length = len(rows), int(lengths["inputs"]), int(lengths["targets"])
+    encoder = np.zeros((b, t), np.int32)
+    targets = np.zeros((b, length), np.int32)
+    weights = np.zeros((b, length), np.float32)
+    for i, (n, row) in enumerate(zip(task_ids, rows, strict=True)):
+        source, target = caches[n].inputs(int(row))[:t], caches[n].targets(int(row))[:length]
+        encoder[i, : len(source)] = source
+        targets[i, : len(target)] = target
+        weights[i, : len(target)] = 1
+    shifted = np.zeros_like(targets)
+    shifted[:, 1:] = targets[:, :-1]
+    return {
+        "encoder_tokens": encoder,
+        "decoder_input_tokens": shifted,
+        "decoder_target_tokens": targets,
+        "loss_weights": weights,
+        "task_ids": np.asarray(task_ids, np.int32),
+        "example_ids": np.asarray(rows, np.int32),
+    }
+
+
+def _rng(purpose: str, task: str, seed: int, what: object) -> np.random.Generator:
+    return np.random.default_rng(int(fingerprint.digest(purpose, task, str(seed), str(what)), 16))

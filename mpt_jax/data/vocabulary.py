@@ -1,0 +1,113 @@
+"""The SentencePiece vocabulary of a T5, without TensorFlow.
+
+The same ids and texts as `seqio.SentencePieceVocabulary(path, extra_ids=100)`: pad 0, EOS 1, unknown 2, and 100 sentinels
+`<extra_id_0>` ... `<extra_id_99>` on top of the pieces, the first of them with the highest id (Raffel et al. 2020, span corruption).
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from mpt_jax.config import T5Config
+from mpt_jax.errors import UserError
+
+PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+EXTRA_IDS = 100
+
+
+class Vocabulary:
+    """Text ↔ token ids. Encoding adds no EOS; decoding stops at EOS.
+
+    Raises:
+      UserError: the file is missing, is no SentencePiece model, or does not have pad 0, EOS 1, unknown 2.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).expanduser()
+        try:
+            self._model = self.path.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"Cannot read the vocabulary '{self.path}' ({error.strerror}); give a SentencePiece model in BackboneConfig.vocabulary."
+            ) from None
+        self._processor = _load(self._model, self.path)
+        specials = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
+        if specials != (PAD_ID, EOS_ID, UNK_ID):
+            raise UserError(
+                f"The vocabulary '{self.path}' has (pad, EOS, unknown) = {specials}, but a T5 needs (0, 1, 2); train it with these ids."
+            )
+
+    @property
+    def extra_ids(self) -> int:
+        return EXTRA_IDS
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, sentinels included; a model's V is this or more (T5 pads 32,100 to 32,128)."""
+        return self._processor.get_piece_size()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model file, 16 hex digits."""
+        return hashlib.sha256(self._model).hexdigest()[:16]
+
+    def sentinel(self, number: int) -> int:
+        """Id of `<extra_id_{number}>`."""
+        return self.vocab_size - 1 - number
+
+    def encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        return self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first EOS; ids outside the vocabulary (a padded softmax has them) read as unknown."""
+        size, clean = self.vocab_size, []
+        for token in ids:
+            token = int(token)
+            if token == EOS_ID:
+                break
+            clean.append(token if 0 <= token < size else UNK_ID)
+        return self._processor.decode(clean)
+
+    def seqio(self) -> Any:
+        """The same vocabulary as a `seqio.SentencePieceVocabulary`; loads TensorFlow."""
+        import seqio
+
+        return seqio.SentencePieceVocabulary(str(self.path), extra_ids=EXTRA_IDS)
+
+
+def check_vocabulary(vocabulary: Vocabulary, config: T5Config) -> None:
+    """UserError when the model has fewer embeddings than the vocabulary has ids."""
+    if config.vocab_size < vocabulary.vocab_size:
+        raise UserError(
+            f"The model has T5Config.vocab_size={config.vocab_size}, fewer than the {vocabulary.vocab_size} ids ({EXTRA_IDS} sentinels "
+            f"included) of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that the model was trained with."
+        )
+
+
+def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return _with_sentinels(model)
+    except Exception as error:  # protobuf and SentencePiece raise their own kinds
+        raise UserError(f"'{path}' is not a SentencePiece model ({error}); give the .model file of the backbone.") from None
+
+
+@functools.lru_cache(maxsize=8)
+def _with_sentinels(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+    for number in reversed(range(EXTRA_IDS)):
+        proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=user_defined)
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(proto.SerializeToString())
+    return processor

@@ -1,0 +1,232 @@
+"""Reads gin files and flags, and writes `config.gin`: the only file that imports gin.
+
+gin supplies the grammar (`gin.config_parser`); what the statements mean is `resolve.py`'s, so there is no global state,
+no import of user code and nothing that is skipped. T5X's habits hold: later files and then flags win, macros are upper
+case, `%gin.REQUIRED` asks for a value. A file is read once, however often it is named, so that every file of `gin/` can
+include what it builds on and the order on the command line matters little.
+"""
+
+import os
+import re
+import tokenize
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from gin import config_parser
+
+import mpt_jax
+from mpt_jax.config import Experiment, PipelineConfig, nearest
+from mpt_jax.errors import UserError
+from mpt_jax.resolve import CLASSES, DEFAULT, Bindings, Instance, Macro, Reference, Resolved, Setting
+
+_FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
+_PACKAGE = Path(mpt_jax.__file__).parent
+
+
+def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> "Parsed":
+    """Reads `gin_files` in order and then `bindings` ("NAME=VALUE", what follows `--gin.`).
+
+    A file is looked for as given, beside the file that includes it, in `search_paths`, and in this package's own `gin/`.
+    Raises `UserError` for a missing file, a syntax error or an unknown name, with file and line.
+    """
+    reader = _Reader(search_paths)
+    for name in gin_files:
+        reader.read_file(name, "--gin_file")
+    for text in bindings:
+        reader.read_flag(text)
+    return Parsed(reader.bindings, reader.files)
+
+
+class Parsed:
+    """All that was read. Each method raises `UserError` when a value is missing, wrong or without effect."""
+
+    def __init__(self, bindings: Bindings, files: list[str]) -> None:
+        self.bindings = bindings
+        self.files = files
+        self._resolved: dict[type, Resolved] = {}
+
+    @property
+    def root(self) -> type:
+        """PipelineConfig where something is bound to it, else Experiment."""
+        return PipelineConfig if any(name == "PipelineConfig" for _, name, _ in self.bindings.fields) else Experiment
+
+    def resolve(self, root: type | None = None) -> Resolved:
+        """The filled and validated `root`, with the origin of each value."""
+        root = root or self.root
+        if root not in self._resolved:
+            self._resolved[root] = self.bindings.resolve(root)
+        return self._resolved[root]
+
+    def experiment(self) -> Experiment:
+        config: Experiment = self.resolve(Experiment).config
+        return config
+
+    def pipeline(self) -> PipelineConfig:
+        config: PipelineConfig = self.resolve(PipelineConfig).config
+        return config
+
+    def provenance(self, root: type | None = None) -> dict[str, Setting]:
+        """Dotted path of each field → (value, "file:line (MACRO)", "--gin.NAME" or "default", owner)."""
+        return self.resolve(root).settings
+
+    def config_gin(self, root: type | None = None) -> str:
+        """A gin file that alone gives the same configuration: every value, defaults too, with macros kept."""
+        resolved = self.resolve(root)
+        lines = [f"# The resolved configuration of a run of mpt_jax {mpt_jax.__version__}; this file alone repeats it.", ""]
+        for name in sorted(resolved.macros):
+            lines.append(f"{name} = {gin_literal(self.bindings.macros[name].value)}")
+        for instance in resolved.instances:
+            lines += _instance_lines(instance, resolved.settings)
+        return "\n".join(lines) + "\n"
+
+
+def _instance_lines(instance: Instance, settings: dict[str, Setting]) -> list[str]:
+    owner = "/".join((*instance.scope, instance.cls.__name__))
+    default = {path.split(".")[-1]: s.value for path, s in settings.items() if s.owner == owner and s.origin == DEFAULT}
+    lines = [""] if instance.fields else []
+    for field, binding in instance.fields.items():
+        comment = "" if binding else "  # default"
+        lines.append(f"{owner}.{field} = {gin_literal(binding.value if binding else default[field])}{comment}")
+    return lines
+
+
+def gin_literal(value: Any) -> str:
+    """A value as gin reads it: `%MACRO`, `@scope/Class()`, or a Python literal; long containers one item to a line."""
+    if isinstance(value, Macro):
+        return f"%{value.name}"
+    if isinstance(value, Reference):
+        return "@" + "/".join((*value.scope, value.name)) + ("()" if value.called else "")
+    if isinstance(value, dict):
+        return _bracketed("{", [f"{gin_literal(k)}: {gin_literal(v)}" for k, v in value.items()], "}")
+    if isinstance(value, tuple | list):
+        return _bracketed("(", [gin_literal(item) for item in value], ",)" if len(value) == 1 else ")")
+    return repr(value)
+
+
+def _bracketed(left: str, items: list[str], right: str) -> str:
+    line = left + ", ".join(items) + right
+    if len(line) <= 80:
+        return line
+    indented = [item.replace("\n", "\n    ") for item in items]
+    return "\n    ".join([left, *(f"{item}," for item in indented)]) + "\n" + right[-1]
+
+
+class _Delegate(config_parser.ParserDelegate):
+    """Builds what `resolve.py` understands, and looks nothing up: a name may be bound after its use."""
+
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+        *scope, name = scoped_configurable_name.split("/")
+        return Reference(tuple(scope), name, evaluate)
+
+    def macro(self, macro_name: str) -> Macro:
+        return Macro(macro_name)
+
+
+class _Reader:
+    def __init__(self, search_paths: Sequence[str]) -> None:
+        self.bindings = Bindings()
+        self.files: list[str] = []
+        # A checkout has gin/ beside the package, an installed wheel inside it.
+        bundled = [root for root in (_PACKAGE.parent, _PACKAGE) if (root / "gin" / "base.gin").is_file()]
+        self._folders = [Path(path).expanduser() for path in search_paths] + [p for root in bundled for p in (root, root / "gin")]
+        self._seen: set[Path] = set()
+
+    def read_file(self, name: str, asked_by: str, beside: Path | None = None) -> None:
+        path = self._find(name, asked_by, beside)
+        if path.resolve() in self._seen:
+            return
+        self._seen.add(path.resolve())
+        shown = _shown(path)
+        self.files.append(shown)
+        try:
+            with path.open(encoding="utf-8") as file:
+                self._read(file, shown, path.parent)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The gin file {shown} cannot be read: {error}.") from None
+
+    def read_flag(self, text: str) -> None:
+        """`NAME=VALUE`, as it follows `--gin.`. A value that is no gin literal is a string, for shells eat quotes."""
+        name, equals, value = text.partition("=")
+        origin = f"--gin.{name}"
+        if not equals:
+            raise UserError(f"{origin} has no value; write --gin.{name}=VALUE.")
+        if not _FLAG_NAME.fullmatch(name):
+            raise UserError(f"{origin}: '{name}' is not a name; write --gin.MACRO=VALUE or --gin.CLASS.FIELD=VALUE.")
+        try:
+            statements = list(_statements(_parser(f"{name} = {value}\n"), origin))
+        except UserError:
+            if value[:1] in tuple("@%([{'\""):
+                raise UserError(f"{origin}: {value} is not a value that gin can read.") from None
+            statements = []
+        if len(statements) == 1:
+            self._bind(statements[0], origin)
+        else:
+            self._bind(next(_statements(_parser(f"{name} = {value!r}\n"), origin)), origin)
+
+    def _read(self, file: TextIO, shown: str, folder: Path) -> None:
+        for statement in _statements(_parser(file), shown):
+            origin = f"{shown}:{statement.location.line_num}"
+            if isinstance(statement, config_parser.IncludeStatement):
+                self.read_file(statement.filename, origin, folder)
+            elif isinstance(statement, config_parser.BindingStatement):
+                self._bind(statement, origin)
+            elif isinstance(statement, config_parser.ImportStatement):
+                raise UserError(
+                    f"{origin}: '{statement.format()}' has no place here, for gin only fills mpt_jax's own configuration; "
+                    "name modules that register tasks in DataConfig.task_modules."
+                )
+
+    def _bind(self, statement: config_parser.BindingStatement, origin: str) -> None:
+        scope, name, field, value, _ = statement
+        if field:
+            self.bindings.bind(tuple(scope.split("/")) if scope else (), name, field, value, origin)
+        elif name in CLASSES:
+            raise UserError(f"{origin}: {name} is a configuration, not a macro; bind one of its fields: {name}.FIELD = VALUE.")
+        else:
+            self.bindings.bind_macro(f"{scope}/{name}" if scope else name, value, origin)
+
+    def _find(self, name: str, asked_by: str, beside: Path | None) -> Path:
+        given = Path(name).expanduser()
+        for folder in (Path(), *([beside] if beside else []), *self._folders):
+            if (folder / given).is_file():
+                return folder / given
+        folders = list(dict.fromkeys((Path.cwd(), *([beside] if beside else []), *self._folders)))
+        known = [_shown(file) for folder in self._folders if folder.name == "gin" for file in folder.rglob("*.gin")]
+        hint = nearest(name, known) or f" Looked in {', '.join(map(str, folders))}."
+        raise UserError(f"{asked_by}: there is no gin file '{name}'.{hint}")
+
+
+def _parser(source: TextIO | str) -> config_parser.ConfigParser:
+    return config_parser.ConfigParser(source, _Delegate())
+
+
+def _statements(parser: config_parser.ConfigParser, shown: str) -> Iterator[Any]:
+    """The statements of a file; syntax errors become `UserError`s with file and line."""
+    while True:
+        try:
+            statement = parser.parse_statement()
+        except SyntaxError as error:
+            line = (error.text or "").strip()
+            raise UserError(f"{shown}:{error.lineno}: gin cannot read '{line}': {_reason(str(error.msg))}.") from None
+        except tokenize.TokenError as error:
+            raise UserError(f"{shown}:{error.args[1][0]}: {error.args[0]}; a bracket or a quote is not closed.") from None
+        except (StopIteration, ValueError) as error:
+            raise UserError(f"{shown}: gin cannot read this file: {_reason(str(error) or 'it ends too early')}.") from None
+        if statement is None:
+            return
+        yield statement
+
+
+def _reason(text: str) -> str:
+    """gin's explanation of a syntax error in one line."""
+    if token := re.search(r"Failed to parse token '(\w+)'", text):
+        return f"{token[1]} is not a value; a string needs quotes"
+    return text.splitlines()[0].rstrip(".")
+
+
+def _shown(path: Path) -> str:
+    """The path as a message prints it: relative where the file lies below the working directory."""
+    absolute = os.path.abspath(path)
+    relative = os.path.relpath(absolute)
+    return absolute if relative.startswith("..") else relative

@@ -1,0 +1,299 @@
+"""Multitask prompt tuning from end to end, in one call that can be stopped at any time and called again.
+
+`run_pipeline` plans the study (`stages.py`), does the stages whose runs are not yet in `results.jsonl`, and writes the report.
+A stage is trained by `run_training`, which resumes or returns at once; then its runs are scored on the test split and their
+results are added in one write. MODEL_DIR afterwards holds
+
+    results.jsonl               one line per run
+    report.html, report.md      and figures/*.png, written anew by every call
+    runs/<stage>/               what `train.py` describes, for each stage
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mpt_jax
+from mpt_jax import setup
+from mpt_jax.checkpoint.backbone import Backbone
+from mpt_jax.config import Experiment, PipelineConfig
+from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import evaluate, main_score
+from mpt_jax.models.t5 import count_parameters
+from mpt_jax.prompts import build_prompt, compose
+from mpt_jax.prompts.files import load_prompts, save_prompts
+from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
+from mpt_jax.studies import results
+from mpt_jax.studies.report import findings, write_report
+from mpt_jax.studies.results import Record
+from mpt_jax.train import TrainResult, run_training
+from mpt_jax.transfer import choose_sources
+
+REFERENCE_FILE = "reference_scores.json"  # beside the tasks: {task: {"chance": …, "ceiling": …}}, percentages
+
+
+def run_pipeline(cfg: PipelineConfig) -> Path:
+    """Does what is left of a study and writes its report; returns the path of the HTML page.
+
+    Raises:
+      UserError: a mistake in the configuration (told before anything is trained), or a folder with results of another study.
+    """
+    folder = Path(cfg.base.train.model_dir).expanduser()
+    stages = plan(cfg)
+    path = folder / results.RESULTS_FILE
+    recorded = {record["run_id"]: record for record in results.read(path)} if path.exists() else {}
+    check_recorded(stages, recorded, folder)
+    left = remaining(cfg, stages, set(recorded))
+    clock = Clock(stages, left)
+    if left:
+        lab = Lab(cfg, recorded)
+        clock.test_sizes = lab.test_sizes()
+        for stage in left:
+            clock.begin(stage)
+            records = run_stage(lab, stage, clock)
+            results.append(path, records)
+            _drop_weights(cfg, stage)
+            clock.end(stage, records)
+    else:
+        clock.say(f"all {len(recorded)} runs are in {path}; nothing is left to train")
+    report = write_report(folder)
+    for sentence in findings(results.read(path)):
+        clock.say(sentence)
+    return report
+
+
+def check_recorded(stages: Sequence[Stage], recorded: Mapping[str, Record], folder: Path) -> None:
+    """UserError when a planned run's result is there, but of another configuration."""
+    for stage in stages:
+        for n, name in enumerate(stage.run_ids):
+            if name in recorded and "config" in recorded[name]:
+                check_same(recorded[name]["config"], run_config(stage, n, str(folder)), str(folder), name)
+
+
+class Lab:
+    """What all stages share: the backbone, the vocabulary and every cache, opened (and built) before anything is trained."""
+
+    def __init__(self, cfg: PipelineConfig, recorded: Mapping[str, Record]):
+        self.cfg = cfg
+        self.mesh = setup.mesh_of(cfg.base)
+        self.backbone: Backbone = setup.open_backbone(cfg.base, self.mesh)
+        other = {record["backbone"] for record in recorded.values() if "backbone" in record} - {self.backbone.fingerprint}
+        if other:
+            raise UserError(
+                f"{cfg.base.train.model_dir} holds results of the backbone {other.pop()}, but this one is "
+                f"{self.backbone.fingerprint}; give the old INITIAL_CHECKPOINT_PATH to continue, or another MODEL_DIR."
+            )
+        self.vocabulary: Vocabulary = setup.open_vocabulary(cfg.base, self.backbone)
+        tasks = (*cfg.sources, *cfg.targets)
+        setup.open_caches(cfg.base, tasks, cfg.base.data.train_split, self.vocabulary)
+        if cfg.base.train.eval_period:
+            setup.open_caches(cfg.base, tasks, cfg.base.data.eval_split, self.vocabulary)
+        self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
+        self.references = reference_scores(cfg.base.data.task_modules)
+
+    def test_sizes(self) -> dict[str, int]:
+        """How many examples of each task are scored."""
+        most = self.cfg.max_test_examples
+        return {task: min(len(cache), most) if most else len(cache) for task, cache in self.tests.items()}
+
+
+def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
+    """Trains a stage and scores each of its runs; returns their results."""
+    began = time.perf_counter()
+    starts: list[dict[str, Any]] = spot_starts(lab, stage) if stage.method == "spot" else [{} for _ in stage.runs]
+    trained = run_training(stage.experiment, lab.backbone, label=clock.label)
+    clock.say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
+    scores = score(lab, stage, trained)
+    seconds = (time.perf_counter() - began) / len(stage.runs)
+    both = zip(scores, starts, strict=True)
+    return [make_record(lab, stage, n, metrics, seconds, start) for n, (metrics, start) in enumerate(both)]
+
+
+def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]]:
+    """The metrics of each run on its task's test split."""
+    experiment, trainable = stage.experiment, trained.params
+    groups = tuple(stream.group for stream in experiment.data.streams)
+    if "backbone" in trainable:  # laid out on the mesh as the frozen one is
+        tuned = lab.backbone._replace(params=trainable["backbone"])
+        trainable = {"backbone": setup.open_backbone(experiment, lab.mesh, tuned).params}
+    return evaluate(
+        lab.backbone,
+        build_prompt(experiment.prompt, groups, lab.backbone.model.config.d_model),
+        jax.tree.map(jnp.asarray, trainable),
+        [lab.tests[run.task] for run in stage.runs],
+        vocabulary=lab.vocabulary,
+        lengths=experiment.data.lengths,
+        decode=experiment.decode,
+        max_examples=lab.cfg.max_test_examples,
+        mesh=lab.mesh,
+    )
+
+
+def spot_starts(lab: Lab, stage: Stage) -> list[dict[str, Any]]:
+    """Chooses each run's source prompt and writes the bank to start from; what an earlier call has chosen is read back."""
+    path = stage.folder / START_FILE
+    if not path.exists():
+        params, meta = load_prompts(_folder_of(lab.cfg, "teachers"))
+        prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
+        choices = choose_sources(stage.experiment, lab.backbone, lab.vocabulary, prompts, meta["tasks"])
+        chosen = {"prompt": prompts[[meta["tasks"].index(choice.source) for choice in choices]]}
+        meta = {
+            "tasks": [run.task for run in stage.runs],
+            "groups": list(range(len(stage.runs))),
+            "seeds": [run.seed for run in stage.runs],
+            "scores": [None] * len(stage.runs),
+            "backbone": lab.backbone.fingerprint,
+            "started_from": [choice.source for choice in choices],
+            "source_losses": [choice.losses for choice in choices],
+        }
+        save_prompts(path, chosen, meta)
+    meta = load_prompts(path)[1]
+    if meta["tasks"] != [run.task for run in stage.runs]:
+        raise UserError(f"{path} was made for the targets {', '.join(meta['tasks'])}; remove it, or give another MODEL_DIR.")
+    pairs = zip(meta["started_from"], meta["source_losses"], strict=True)
+    return [{"started_from": source, "source_losses": losses} for source, losses in pairs]
+
+
+def make_record(lab: Lab, stage: Stage, n: int, metrics: Mapping[str, float], seconds: float, more: Mapping[str, Any]) -> Record:
+    """The line of `results.jsonl` for run n of a stage; `more` is added to it."""
+    run, experiment = stage.runs[n], stage.experiment
+    trained, shared = numbers_trained(experiment)
+    selected = bool(experiment.train.eval_period)
+    return {
+        "run_id": stage.run_ids[n],
+        "stage": stage.kind,
+        "method": stage.method,
+        "task": run.task,
+        "k": stage.k,
+        "seed": run.seed,
+        "split": lab.cfg.test_split,
+        "selection_split": experiment.data.eval_split if selected else None,
+        "score": main_score(dict(metrics)),
+        "metrics": dict(metrics),
+        "num_examples": lab.test_sizes()[run.task],
+        **reference_of(lab.references.get(run.task, {}), lab.tests[run.task], metrics),
+        "params_trained": trained,
+        "params_shared": shared,
+        "steps": experiment.train.steps,
+        "batch": stage.batch_per_run,
+        "seconds": round(seconds, 2),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "folder": stage.folder.relative_to(Path(lab.cfg.base.train.model_dir).expanduser()).as_posix(),
+        "group": experiment.data.streams[n].group,
+        "backbone": lab.backbone.fingerprint,
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        "versions": {"mpt_jax": mpt_jax.__version__, "jax": jax.__version__, "flax": flax.__version__},
+        "config": run_config(stage, n, str(Path(lab.cfg.base.train.model_dir).expanduser())),
+        **more,
+    }
+
+
+def numbers_trained(experiment: Experiment) -> tuple[int, int]:
+    """(numbers that a run trains for its task, those of them in a prompt that several tasks can share).
+
+    Plain: P·D. MPT: P·D + R (P + D), of which P·D are the shared prompt P*. Model tuning: the whole model.
+    """
+    prompt, width = experiment.prompt, experiment.backbone.architecture.d_model
+    if prompt.method == "none":
+        return count_parameters(experiment.backbone.architecture), 0
+    own = prompt.rank * (prompt.length + width) if prompt.method == "mpt" else 0
+    plain = prompt.length * width
+    return plain + own, plain if own else 0
+
+
+def reference_of(documented: Mapping[str, float], test: TokenCache, metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The task's chance and ceiling as documented. Where chance is not, the majority class's accuracy stands for it."""
+    chance = documented.get("chance")
+    labels = test.labels if chance is None and set(metrics) == {"accuracy"} else None
+    if labels:
+        chance = 100.0 * max(labels.count(label) for label in set(labels)) / len(labels)
+    return {"chance": chance, "ceiling": documented.get("ceiling")}
+
+
+def reference_scores(task_modules: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What the packages that register tasks document in their `reference_scores.json`; they are not imported for it."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(module.partition(".")[0] for module in task_modules):
+        spec = importlib.util.find_spec(name)
+        path = Path(spec.origin).parent / REFERENCE_FILE if spec and spec.origin else None
+        if path is not None and path.is_file():
+            try:
+                found |= json.loads(path.read_text())
+            except ValueError as error:
+                raise UserError(f"{path} is not JSON ({error}); mend or remove it.") from None
+    return found
+
+
+class Clock:
+    """Tells which stage is running, how long the study has taken, and how long it will still take."""
+
+    def __init__(self, stages: Sequence[Stage], left: Sequence[Stage]):
+        self.titles = list(dict.fromkeys(stage.title for stage in stages))
+        self.left = list(left)
+        self.began = self.stage_began = time.perf_counter()
+        self.spent = self.measured = 0.0  # seconds and cost of the stages that are done
+        self.test_sizes: dict[str, int] = {}
+        self.label = ""
+
+    def begin(self, stage: Stage) -> None:
+        number = self.titles.index(stage.title) + 1
+        self.label = f"[{number}/{len(self.titles)}]"
+        single = f" ({stage.runs[0].task}, seed {stage.runs[0].seed})" if stage.method == "model_tuning" else ""
+        size = f"{len(stage.runs)} runs, " if len(stage.runs) > 1 else ""
+        left = self.estimate()
+        to_go = f"about {_duration(left)} to go" if left else "time to go not known yet"
+        self.say(
+            f"stage {number} of {len(self.titles)}: {stage.title}{single}; {size}{stage.experiment.train.steps} steps; "
+            f"{_duration(time.perf_counter() - self.began)} gone, {to_go}"
+        )
+        self.stage_began = time.perf_counter()
+
+    def end(self, stage: Stage, records: Sequence[Record]) -> None:
+        self.spent += time.perf_counter() - self.stage_began
+        self.measured += stage.cost(self.test_sizes)
+        self.left.remove(stage)
+        means = {
+            task: results.spread(r["score"] for r in records if r["task"] == task) for task in results.values_of(records, "task")
+        }
+        scores = ", ".join(f"{task} {mean}" for task, mean in means.items())
+        self.say(f"{self.label} done in {_duration(time.perf_counter() - self.stage_began)}: {scores}")
+
+    def estimate(self) -> float:
+        """Seconds that the remaining stages will take at the rate so far; 0 while that is not known."""
+        return self.spent / self.measured * sum(stage.cost(self.test_sizes) for stage in self.left) if self.measured else 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    """'12 s', '3 min 20 s', '2 h 05 min'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _folder_of(cfg: PipelineConfig, kind: str) -> Path:
+    return next(stage.folder for stage in plan(cfg) if stage.kind == kind)
+
+
+def _drop_weights(cfg: PipelineConfig, stage: Stage) -> None:
+    """A tuned model is as large as the backbone; once it is scored only its metrics are kept, unless `keep_models`."""
+    if stage.method == "model_tuning" and not cfg.keep_models:
+        for name in ("model", "checkpoints"):
+            shutil.rmtree(stage.folder / name, ignore_errors=True)

@@ -1,0 +1,270 @@
+"""The stages of a study, planned from its configuration: pure, nothing is read or trained here.
+
+teachers    one bank: a plain prompt for each source task
+source      MPT's shared prompt and every source's u, v, distilled from the teachers
+few_shot    for each k and method: a bank with one prompt for each target and seed
+full        the same on all examples
+(model tuning: one run for each target and seed, because it trains a whole model)
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpt_jax.config import (
+    Experiment,
+    LossConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    PromptConfig,
+    StageConfig,
+    StreamConfig,
+    nearest,
+    to_dict,
+)
+from mpt_jax.errors import UserError
+from mpt_jax.prompts.files import FILE_NAME
+from mpt_jax.studies.results import METHODS, run_id
+
+RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
+START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
+# What two calls may differ in without their scores being of different experiments: places, speed, what is written when.
+FREE = frozenset(
+    "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
+    "data.task_modules decode.batch_size partition infer backbone.checkpoint backbone.vocabulary prompt.init_file".split()
+)
+
+
+class Run(NamedTuple):
+    """One prompt or tuned model of a stage, trained and scored on one task."""
+
+    task: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What one call of `run_training` does. Run n is stream n of its bank."""
+
+    kind: str  # of results.STAGES
+    method: str  # of results.METHODS
+    k: int  # 0 = all examples
+    runs: tuple[Run, ...]
+    experiment: Experiment
+
+    @property
+    def title(self) -> str:
+        """What the terminal calls it; model tuning's single runs share one title."""
+        if self.kind in ("teachers", "source"):
+            return {"teachers": "teachers, a prompt for each source task", "source": "MPT source training"}[self.kind]
+        return f"targets, {f'k = {self.k}' if self.k else 'all examples'}, {self.method.replace('_', ' ')}"
+
+    @property
+    def run_ids(self) -> tuple[str, ...]:
+        return tuple(run_id(self.kind, self.method, run.task, self.k, run.seed) for run in self.runs)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.experiment.train.model_dir)
+
+    @property
+    def batch_per_run(self) -> int:
+        """Examples per step of one run; MPT's source training is one run for all tasks."""
+        batch = self.experiment.data.batch_size
+        return batch if self.kind == "source" else batch // len(self.runs)
+
+    def cost(self, test_sizes: dict[str, int]) -> float:
+        """Examples to train on, and to decode, in units of one trained example; for the estimate of the time left."""
+        per_example = 1.5 if self.method == "model_tuning" or self.experiment.loss.teachers else 1.0
+        trained = self.experiment.train.steps * self.experiment.data.batch_size * per_example
+        return trained + 0.5 * sum(test_sizes.get(run.task, 0) for run in self.runs)
+
+
+def plan(cfg: PipelineConfig) -> list[Stage]:
+    """All stages in the order in which they are run. Stages that no method needs are left out.
+
+    Raises:
+      UserError: names the field of `PipelineConfig` that is wrong.
+    """
+    check(cfg)
+    stages = []
+    if _needs_teachers(cfg):
+        stages.append(_teachers(cfg))
+    if _needs_source(cfg):
+        stages.append(_source(cfg))
+    for k in sorted(cfg.k_shots, key=lambda k: (k == 0, k)):
+        seeds = cfg.seeds if k else cfg.full_seeds
+        runs = tuple(Run(task, seed) for task in cfg.targets for seed in seeds)
+        methods = cfg.few_shot if k else cfg.full_data
+        for method in (name for name in METHODS if name in methods):
+            size = 1 if method == "model_tuning" else cfg.bank_size or len(runs)
+            for begin in range(0, len(runs), size):
+                part = runs[begin : begin + size]
+                suffix = _part_name(method, part, begin // size) if method == "model_tuning" or len(part) < len(runs) else ""
+                stages.append(target_stage(cfg, method, k, part, suffix))
+    for stage in stages:
+        stage.experiment.validate()
+    return stages
+
+
+def target_stage(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...], suffix: str = "") -> Stage:
+    """A bank of runs on target tasks (or one model-tuning run); `suffix` tells apart the folders of a stage in parts."""
+    kind = "few_shot" if k else "full"
+    settings = (cfg.few_shot if k else cfg.full_data)[method]
+    folder = _folder(cfg, f"{kind}{f'-k{k}' if k else ''}-{method}{suffix}")
+    streams = tuple(StreamConfig(run.task, group, k, run.seed) for group, run in enumerate(runs))
+    base = dataclasses.replace(cfg.base, loss=dataclasses.replace(cfg.base.loss, teachers=""))
+    # Few-shot runs select nothing, as there is no validation set; single few-shot models are trained again rather than resumed.
+    periods: dict[str, Any] = {"eval_period": 0} if k else {}
+    if k and method == "model_tuning":
+        periods["checkpoint_period"] = 0
+    experiment = _experiment(base, settings, folder, streams, "bank", **periods)
+    prompt = target_prompt(cfg, method, folder)
+    optimizer = tuning_optimizer(experiment.optimizer) if method == "model_tuning" else experiment.optimizer
+    return Stage(kind, method, k, runs, dataclasses.replace(experiment, prompt=prompt, optimizer=optimizer))
+
+
+def target_prompt(cfg: PipelineConfig, method: str, folder: str) -> PromptConfig:
+    """How a method's prompt starts on a target task. Prompt tuning starts as `base.prompt` says."""
+    prompt = cfg.base.prompt
+    if method == "mpt":
+        return dataclasses.replace(prompt, method="mpt", init="file", init_file=f"{_folder(cfg, 'source')}/{FILE_NAME}")
+    if method == "spot":
+        return dataclasses.replace(prompt, method="plain", init="file", init_file=f"{folder}/{START_FILE}#*")
+    return dataclasses.replace(prompt, method="plain" if method == "prompt_tuning" else "none")
+
+
+def tuning_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """Model tuning's defaults, those of T5X's fine-tuning: Adafactor factored and scaled by parameter, without weight decay."""
+    if optimizer.name != "adafactor":
+        return optimizer
+    return dataclasses.replace(optimizer, factored=True, scale_by_parameter=True, weight_decay=0.0, decay_offset=0)
+
+
+def run_config(stage: Stage, n: int, model_dir: str) -> dict[str, Any]:
+    """The configuration of run n as a result records it: as if it had been trained alone, paths relative to MODEL_DIR."""
+    config: dict[str, Any] = json.loads(json.dumps(to_dict(stage.experiment)))
+    config["data"]["batch_size"] = stage.batch_per_run
+    if stage.kind != "source":
+        stream = config["data"]["streams"][n]
+        config["data"] |= {"mixture": stream["task"], "streams": [stream | {"group": 0}]}
+    for part, field in (("prompt", "init_file"), ("loss", "teachers"), ("train", "model_dir")):
+        path = config[part][field]
+        config[part][field] = path.removeprefix(model_dir).lstrip("/") if path.startswith(model_dir) else path
+    return config
+
+
+def check_same(recorded: dict[str, Any], planned: dict[str, Any], where: str, run: str) -> None:
+    """UserError naming the first field in which a recorded run's configuration differs from the planned one's."""
+    for name, before, after in _differences(recorded, planned):
+        raise UserError(
+            f"{where} holds the result of {run} with {name}={before!r}, but now it is {after!r}; "
+            "give the old value to continue, or another MODEL_DIR."
+        )
+
+
+def remaining(cfg: PipelineConfig, stages: Sequence[Stage], done: set[str]) -> list[Stage]:
+    """The stages that still have runs to do. Where a study was extended, by seeds or targets, only the new runs are left."""
+    left = []
+    for stage in stages:
+        missing = tuple(run for run, name in zip(stage.runs, stage.run_ids, strict=True) if name not in done)
+        if not missing:
+            continue
+        extended = len(missing) < len(stage.runs) and stage.kind in ("few_shot", "full")
+        left.append(target_stage(cfg, stage.method, stage.k, missing, _digest(missing)) if extended else stage)
+    return left
+
+
+def check(cfg: PipelineConfig) -> None:
+    """UserError for a study that cannot be planned."""
+    for field in ("sources", "targets", "seeds", "full_seeds", "k_shots"):
+        values = getattr(cfg, field)
+        if len(set(values)) < len(values) or not values:
+            raise UserError(f"PipelineConfig.{field} must list different values, at least one, not {values}.")
+    if any(k < 0 for k in cfg.k_shots):
+        raise UserError(f"PipelineConfig.k_shots must not be negative (0 = all examples), not {cfg.k_shots}.")
+    if _needs_source(cfg) and len(cfg.sources) < 2:
+        raise UserError(f"PipelineConfig.sources must name two tasks or more for MPT, not {cfg.sources}.")
+    for k in cfg.k_shots:
+        field = "few_shot" if k else "full_data"
+        methods = getattr(cfg, field)
+        for method in methods:
+            if method not in METHODS:
+                raise UserError(
+                    f"PipelineConfig.{field} has no method '{method}'; it has {', '.join(METHODS)}.{nearest(method, METHODS)}"
+                )
+        if not methods:
+            raise UserError(
+                f"PipelineConfig.{field} is empty but PipelineConfig.k_shots has {k}; name a method or leave {k} out."
+            )
+    if cfg.bank_size < 0:
+        raise UserError(f"PipelineConfig.bank_size must not be negative (0 = no limit), not {cfg.bank_size}.")
+
+
+def _teachers(cfg: PipelineConfig) -> Stage:
+    streams = tuple(StreamConfig(task, group, 0, cfg.base.data.seed) for group, task in enumerate(cfg.sources))
+    base = dataclasses.replace(
+        cfg.base,
+        prompt=dataclasses.replace(cfg.base.prompt, method="plain"),
+        loss=dataclasses.replace(cfg.base.loss, teachers=""),
+    )
+    experiment = _experiment(base, cfg.teacher, _folder(cfg, "teachers"), streams, "bank")
+    return Stage("teachers", "prompt_tuning", 0, _source_runs(cfg), experiment)
+
+
+def _source(cfg: PipelineConfig) -> Stage:
+    streams = tuple(StreamConfig(task, 0, 0, cfg.base.data.seed) for task in cfg.sources)
+    loss: LossConfig = dataclasses.replace(cfg.base.loss, teachers=_folder(cfg, "teachers") if cfg.distill else "")
+    base = dataclasses.replace(cfg.base, prompt=dataclasses.replace(cfg.base.prompt, method="mpt"), loss=loss)
+    experiment = _experiment(base, cfg.source, _folder(cfg, "source"), streams, "mpt")
+    return Stage("source", "mpt", 0, _source_runs(cfg), experiment)
+
+
+def _source_runs(cfg: PipelineConfig) -> tuple[Run, ...]:
+    return tuple(Run(task, cfg.base.data.seed) for task in cfg.sources)
+
+
+def _experiment(
+    base: Experiment, settings: StageConfig, folder: str, streams: tuple[StreamConfig, ...], sampling: str, **periods: Any
+) -> Experiment:
+    """`base` with a stage's length, speed, streams and folder."""
+    batch = settings.batch_size * (len(streams) if sampling == "bank" else 1)
+    data = dataclasses.replace(base.data, mixture=streams[0].task, streams=streams, sampling=sampling, batch_size=batch)
+    train = dataclasses.replace(base.train, steps=settings.steps, model_dir=folder, **periods)
+    optimizer = dataclasses.replace(base.optimizer, name=settings.optimizer, rules=settings.rules)
+    return dataclasses.replace(base, data=data, train=train, optimizer=optimizer)
+
+
+def _folder(cfg: PipelineConfig, name: str) -> str:
+    return str(Path(cfg.base.train.model_dir).expanduser() / RUNS / name)
+
+
+def _needs_source(cfg: PipelineConfig) -> bool:
+    return any("mpt" in (cfg.few_shot if k else cfg.full_data) for k in cfg.k_shots)
+
+
+def _needs_teachers(cfg: PipelineConfig) -> bool:
+    spot = any("spot" in (cfg.few_shot if k else cfg.full_data) for k in cfg.k_shots)
+    return spot or (cfg.distill and _needs_source(cfg))
+
+
+def _part_name(method: str, runs: Sequence[Run], number: int) -> str:
+    return f"-{runs[0].task}-seed{runs[0].seed}" if method == "model_tuning" else f"-part{number + 1}"
+
+
+def _digest(runs: Sequence[Run]) -> str:
+    return "-" + hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of the fields that both have and that differ, but for those that may."""
+    if prefix in FREE:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in (name for name in new if name in old):
+            yield from _differences(old[name], new[name], f"{prefix}.{name}" if prefix else name)
+    elif old != new:
+        yield prefix, old, new
