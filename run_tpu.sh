@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Runs a gin job on all workers of a TPU VM, through gcloud's queued resources. See usage below, or ./run_tpu.sh --help.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF mpt_jax]
+
+actions, in the order in which they are needed:
+  create    ask for the TPU (a queued resource) and wait until it is there
+  setup     copy this checkout to every worker and install its requirements with jax[tpu]
+  run       start  python -m mpt_jax ARGUMENTS  on every worker; it goes on when this terminal closes
+  logs      follow the log of worker 0 (Ctrl-C stops looking, not the job)
+  stop      end the job on every worker; `run` with the same arguments resumes it
+  delete    give the TPU back
+
+options (or the environment variable in brackets):
+  --name NAME          of the TPU               [TPU_NAME, default mpt-jax]
+  --zone ZONE          such as us-west4-a       [TPU_ZONE, required]
+  --project PROJECT                             [TPU_PROJECT, default gcloud's own]
+  --type TYPE          accelerator type         [TPU_TYPE, default v5litepod-8]
+  --version VERSION    runtime version          [TPU_VERSION, default v2-alpha-tpuv5-lite]
+  --python PYTHON      on the workers, 3.11-3.13 [TPU_PYTHON, default python3]
+  --spot               cheaper, may be taken away
+  --dry-run            print the commands and run none
+
+example:
+  ./run_tpu.sh --zone us-west4-a create && ./run_tpu.sh --zone us-west4-a setup
+  ./run_tpu.sh --zone us-west4-a run -- train --gin_file=gin/backbones/t5_1_1_xl.gin --gin_file=gin/methods/prompt_tuning.gin \
+    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=superglue_rte --gin.MODEL_DIR=/mnt/runs/rte
+MODEL_DIR must be a folder that all workers share where there is more than one.
+TEXT
+}
+
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+name=${TPU_NAME:-mpt-jax}
+zone=${TPU_ZONE:-}
+project=${TPU_PROJECT:-}
+type=${TPU_TYPE:-v5litepod-8}
+version=${TPU_VERSION:-v2-alpha-tpuv5-lite}
+python=${TPU_PYTHON:-python3}
+spot=false
+dry_run=false
+action=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --name | --zone | --project | --type | --version | --python)
+      [ $# -ge 2 ] || fail "$1 needs a value; see ./run_tpu.sh --help."
+      printf -v "${1#--}" '%s' "$2"
+      shift 2
+      ;;
+    --spot) spot=true; shift ;;
+    --dry-run) dry_run=true; shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; break ;;
+    -*) fail "there is no option $1; see ./run_tpu.sh --help." ;;
+    *)
+      [ -z "$action" ] || fail "two actions, $action and $1; arguments of mpt_jax come after --."
+      action=$1
+      shift
+      ;;
+  esac
+done
+[ -n "$action" ] || { usage >&2; exit 2; }
+[ -n "$zone" ] || fail "--zone is not set; give --zone ZONE or TPU_ZONE."
+[ "$action" = run ] || [ $# -eq 0 ] || fail "$action takes no arguments of mpt_jax; only run does."
+$dry_run || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install."
+
+place=(--zone="$zone")
+[ -z "$project" ] || place+=(--project="$project")
+
+# Prints a command so that it could be pasted, and runs it unless this is a dry run.
+call() {
+  printf '+' >&2
+  printf ' %q' "$@" >&2
+  printf '\n' >&2
+  $dry_run || "$@"
+}
+
+# Runs one shell command line on the workers; the caller quotes what is in it.
+on_workers() {
+  call gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --command="$2"
+}
+
+# Its arguments as one line that a shell reads back as the same arguments.
+quoted() {
+  local line
+  printf -v line '%q ' "$@"
+  printf '%s' "${line% }"
+}
+
+create() {
+  local request=(gcloud compute tpus queued-resources create "$name" --node-id="$name" "${place[@]}"
+    --accelerator-type="$type" --runtime-version="$version")
+  if $spot; then request+=(--spot); fi
+  call "${request[@]}"
+  local describe=(gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)')
+  if $dry_run; then
+    call "${describe[@]}"
+    return
+  fi
+  local state=
+  until [ "$state" = ACTIVE ]; do
+    state=$("${describe[@]}")
+    printf '%s  %s\n' "$(date +%T)" "$state" >&2
+    case $state in
+      ACTIVE) ;;
+      FAILED | SUSPENDED | SUSPENDING | DELETING) fail "the TPU $name is $state; delete it and create it anew." ;;
+      *) sleep 20 ;;
+    esac
+  done
+}
+
+setup() {
+  local archive here
+  here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  archive=${TMPDIR:-/tmp}/mpt_jax_$$.tar.gz
+  if ! $dry_run; then trap 'rm -f "$archive"' EXIT; fi
+  call tar -czf "$archive" -C "$here" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ .
+  call gcloud compute tpus tpu-vm scp "$archive" "$name:mpt_jax.tar.gz" "${place[@]}" --worker=all
+  # The code is replaced; the environment and whatever runs left in the folder stay.
+  on_workers all "mkdir -p mpt_jax && cd mpt_jax && rm -rf mpt_jax tasks gin tests && tar -xzf ../mpt_jax.tar.gz && \
+    { [ -x .venv/bin/python ] || $(quoted "$python") -m venv .venv; } && .venv/bin/python -m pip install --quiet \
+    -r requirements.txt \"\$(sed -n 's/^jax==\([0-9.]*\).*/jax[tpu]==\1/p' requirements.txt)\""
+}
+
+run() {
+  [ $# -gt 0 ] || fail "run needs the arguments of mpt_jax after --, such as: run -- train --gin_file=…"
+  local job
+  job=$(quoted .venv/bin/python -m mpt_jax "$@")
+  # A second job on one TPU would wait for the first for ever, so it is refused.
+  on_workers all "cd mpt_jax || exit 1; if [ -f ../mpt_jax.pid ] && kill -0 \"\$(cat ../mpt_jax.pid)\" 2>/dev/null; then \
+    echo 'a job is running already; stop it first' >&2; exit 1; fi; \
+    nohup setsid $job >../mpt_jax.log 2>&1 </dev/null & echo \$! >../mpt_jax.pid"
+  printf 'started; follow it with: %s\n' "$(quoted "$0" --name "$name" --zone "$zone" logs)" >&2
+}
+
+case $action in
+  create) create ;;
+  setup) setup ;;
+  run) run "$@" ;;
+  logs) on_workers 0 'tail -n 200 -F mpt_jax.log' ;;
+  stop) on_workers all "kill -TERM \"\$(cat mpt_jax.pid)\"" ;;
+  delete) call gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force ;;
+  *) fail "there is no action $action; see ./run_tpu.sh --help." ;;
+esac

@@ -1,0 +1,83 @@
+"""run_tpu.sh in its dry run, where it prints the commands: nothing here needs gcloud or a TPU."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "run_tpu.sh"
+ODD = ["train", '--gin.PromptConfig.init_labels=("yes", "no")', "--gin.MODEL_DIR='/a b/$HOME'", "--gin.X=`id`;*"]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {"PATH": "/usr/bin:/bin", **environment}
+    return subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, env=env)
+
+
+def commands(*arguments: str, **environment: str) -> list[list[str]]:
+    """The commands of a dry run, split by a shell as it would split them when pasted."""
+    result = run("--dry-run", *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == ""
+    lines = [line[2:] for line in result.stderr.splitlines() if line.startswith("+ ")]
+    return [shell_words(line) for line in lines]
+
+
+def shell_words(line: str) -> list[str]:
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, text=True, check=True).stdout
+    return printed.split("\0")[:-1]
+
+
+def test_arguments_reach_every_worker_as_they_were_given(tmp_path):
+    (command,) = commands("--zone", "z", "run", "--", *ODD)
+    assert command[:6] == ["gcloud", "compute", "tpus", "tpu-vm", "ssh", "mpt-jax"]
+    assert "--worker=all" in command
+    # Run what a worker would run, with a stand-in for its interpreter that writes its arguments down.
+    python = tmp_path / "mpt_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/bash\nprintf '%s\\n' \"$@\" >&2\n")
+    python.chmod(0o755)
+    remote = command[-1].removeprefix("--command=") + "; wait"
+    subprocess.run(["bash", "-c", remote], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "mpt_jax.log").read_text().splitlines() == ["-m", "mpt_jax", *ODD]
+
+
+@pytest.mark.parametrize("action", ["create", "setup", "logs", "stop", "delete"])
+def test_each_action_names_the_tpu_zone_and_project(action):
+    found = commands("--name", "mine", "--project", "p", "--zone", "z", action)
+    on_cloud = [command for command in found if command[0] == "gcloud"]
+    assert on_cloud
+    for command in on_cloud:
+        assert any(word.split(":")[0] == "mine" for word in command)
+        assert "--zone=z" in command
+        assert "--project=p" in command
+
+
+def test_create_asks_for_what_was_said():
+    create, _ = commands("--spot", "--type", "v4-32", "--version", "tpu-ubuntu2204-base", "create", TPU_ZONE="z")
+    assert {"--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base", "--spot", "--zone=z"} <= set(create)
+
+
+def test_setup_copies_the_code_and_keeps_runs_and_environment():
+    tar, copy, install = commands("--zone", "z", "setup")
+    assert {"--exclude=./.git", "--exclude=./.venv"} <= set(tar)
+    assert tar[2] in copy
+    assert "rm -rf mpt_jax tasks gin tests" in install[-1]
+    assert "requirements.txt" in install[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["create"], "--zone is not set"),
+        (["--zone", "z", "run"], "run needs the arguments"),
+        (["--zone", "z", "frobnicate"], "no action frobnicate"),
+        (["--zone", "z", "--tpye", "x", "create"], "no option --tpye"),
+        (["--zone"], "--zone needs a value"),
+        (["--zone", "z", "delete", "--", "train"], "takes no arguments"),
+    ],
+)
+def test_mistakes_exit_with_2(arguments, expected):
+    result = run("--dry-run", *arguments)
+    assert result.returncode == 2
+    assert expected in result.stderr
