@@ -1,0 +1,119 @@
+"""The command line as a user meets it: exit codes, one-line errors, what `show` prints."""
+
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mpt_jax import cli
+from mpt_jax.gin_bindings import parse
+
+MINI = "--gin_file=gin/backbones/mini.gin"
+FLAGS = ["--gin.MIXTURE_OR_TASK_NAME=a_task", "--gin.TRAIN_STEPS=7"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    root = Path(__file__).parent.parent
+    return subprocess.run([sys.executable, "-m", "mpt_jax", *arguments], cwd=root, capture_output=True, text=True, timeout=120)
+
+
+def failing(capsys, *arguments: str) -> str:
+    """The one line that a user's mistake prints."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_show_prints_every_value_with_its_origin(capsys, tmp_path):
+    assert cli.main(["show", MINI, *FLAGS, f"--gin.MODEL_DIR={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ +steps += 7 +# --gin.TRAIN_STEPS$", out, re.MULTILINE)
+    assert re.search(r"^ +d_kv += 32 +# gin/backbones/mini.gin:\d+$", out, re.MULTILINE)
+    assert re.search(r"^ +batch_size += 32 +# gin/base.gin:\d+ \(BATCH_SIZE\)$", out, re.MULTILINE)
+    assert re.search(r"^ +rank += 1 +# default$", out, re.MULTILINE)
+    assert "\nTrainConfig  (train)\n" in out
+    assert "\033" not in out
+
+
+def test_what_show_prints_can_be_pasted_into_a_gin_file(capsys, tmp_path):
+    """Each line is CLASS.FIELD = VALUE under its class's heading."""
+    cli.main(["show", MINI, *FLAGS, f"--gin.MODEL_DIR={tmp_path}"])
+    owner, lines = "", []
+    for line in capsys.readouterr().out.splitlines()[:-1]:
+        if heading := re.match(r"(\S+)  \(", line):
+            owner = heading[1]
+        elif line.startswith("  "):
+            lines.append(f"{owner}.{line.strip()}")
+    file = tmp_path / "pasted.gin"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    expected = parse(["gin/backbones/mini.gin"], [f.removeprefix("--gin.") for f in [*FLAGS, f"--gin.MODEL_DIR={tmp_path}"]])
+    assert parse([str(file)]).experiment() == expected.experiment()
+
+
+def test_show_and_help_are_fast():
+    start = time.perf_counter()
+    assert run("show", MINI, *FLAGS, "--gin.MODEL_DIR=/tmp/x").returncode == 0
+    help_text = run("--help")
+    assert time.perf_counter() - start < 10  # 0.3 s on an idle machine
+    assert help_text.returncode == 0
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in help_text.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["shwo"], "Did you mean 'show'?"),
+        (["train"], "train needs at least one --gin_file"),
+        (["train", "--gin_file=gin/backbones/mni.gin"], "Did you mean 'gin/backbones/mini.gin'?"),
+        (["train", MINI], "MODEL_DIR"),
+        (["train", MINI, "--steps=3"], "--steps=3"),
+        (["train", MINI, *FLAGS, "--model_dir=/tmp/x"], "--gin.MODEL_DIR=/tmp/x"),
+        (["pipeline", MINI, *FLAGS, "--gin.MODEL_DIR=/tmp/x"], "PipelineConfig.sources"),
+        (["report"], "--model_dir=DIR"),
+        (["report", "--model_dir=/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, arguments, expected):
+    assert expected in failing(capsys, *arguments)
+
+
+def test_the_process_exits_with_2_and_no_traceback():
+    result = run("train", MINI, *FLAGS, "--gin.MODEL_DIR=/proc/no/such")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: MODEL_DIR /proc/no/such cannot be written")
+    assert "Traceback" not in result.stderr
+
+
+def test_no_arguments_print_the_help():
+    result = run()
+    assert result.returncode == 0
+    assert "usage: python -m mpt_jax COMMAND" in result.stdout
+
+
+def test_output_cut_off_by_a_pipe_is_no_error():
+    root = Path(__file__).parent.parent
+    flags = " ".join(FLAGS)
+    command = f"set -o pipefail; {sys.executable} -m mpt_jax show {MINI} {flags} --gin.MODEL_DIR=/tmp/x | head -c 1"
+    result = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_config_gin_keeps_an_earlier_one(tmp_path):
+    for text in ("a = 1\n", "a = 1\n", "a = 2\n", "a = 3\n"):
+        cli.write_config_gin(text, str(tmp_path))
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {"config.gin": "a = 3\n", "config.1.gin": "a = 1\n", "config.2.gin": "a = 2\n"}
+
+
+def test_module_and_console_script_are_the_same():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["mpt-jax"].partition(":")
+    assert getattr(__import__(module, fromlist=[function]), function).__code__.co_names.count("main") == 1

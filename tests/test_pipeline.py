@@ -1,0 +1,306 @@
+"""A study from end to end on a tiny T5; its plan; and what a second, an interrupted and an extended call do."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import study
+import tiny
+
+from mpt_jax import setup, stages, transfer
+from mpt_jax.config import StageConfig
+from mpt_jax.errors import UserError
+from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
+from mpt_jax.prompts.files import load_prompts, save_prompts
+from mpt_jax.studies import results
+from mpt_jax.studies.report import write_report
+
+FEW = {"k_shots": (2,)}
+
+# ---------------------------------------------------------------------------------------------------------------- the plan
+
+
+def test_plan_has_every_run_once_and_in_order():
+    plan = stages.plan(study.pipeline(Path("f")))
+    few = [("few_shot", "mpt", 4), ("few_shot", "prompt_tuning", 4), ("few_shot", "spot", 4)] + [
+        ("few_shot", "model_tuning", 1)
+    ] * 4
+    full = [("full", "mpt", 2), ("full", "prompt_tuning", 2), ("full", "spot", 2)] + [("full", "model_tuning", 1)] * 2
+    expected = [("teachers", "prompt_tuning", 2), ("source", "mpt", 2), *few, *full]
+    assert [(stage.kind, stage.method, len(stage.runs)) for stage in plan] == expected
+    names = [name for stage in plan for name in stage.run_ids]
+    assert len(set(names)) == len(names) == 2 + 2 + 16 + 8
+    assert len({stage.folder for stage in plan}) == len(plan)
+    assert len({stage.title for stage in plan}) == 10
+
+
+def test_stages_are_banks_of_the_right_size_and_speed():
+    cfg = study.pipeline(Path("f"))
+    by_name = {stage.folder.name: stage for stage in stages.plan(cfg)}
+    mpt = by_name["few_shot-k2-mpt"]
+    assert [(s.task, s.group, s.k_shot, s.seed) for s in mpt.experiment.data.streams] == [
+        ("tiny_mood", 0, 2, 0),
+        ("tiny_mood", 1, 2, 1),
+        ("tiny_animal", 2, 2, 0),
+        ("tiny_animal", 3, 2, 1),
+    ]
+    assert (mpt.experiment.data.batch_size, mpt.batch_per_run, mpt.experiment.data.sampling) == (16, 4, "bank")
+    assert mpt.experiment.optimizer.rules == study.MPT
+    source = by_name["source"]
+    assert (source.experiment.data.batch_size, source.experiment.data.sampling, source.experiment.optimizer.name) == (
+        8,
+        "mpt",
+        "adamw",
+    )
+    assert source.experiment.loss.teachers == str(by_name["teachers"].folder)
+    assert {s.group for s in source.experiment.data.streams} == {0}
+    assert mpt.experiment.prompt.init_file == str(source.folder / "prompts.safetensors")
+    assert by_name["few_shot-k2-spot"].experiment.prompt.init_file.endswith("few_shot-k2-spot/start.safetensors#*")
+    assert all(stage.experiment.loss.teachers == "" for stage in by_name.values() if stage is not source)
+    tuned = by_name["full-model_tuning-tiny_animal-seed0"].experiment
+    assert (tuned.prompt.method, tuned.optimizer.factored, tuned.optimizer.scale_by_parameter) == ("none", True, True)
+    assert not by_name["full-prompt_tuning"].experiment.optimizer.factored
+
+
+def test_few_shot_runs_select_nothing_and_full_ones_do():
+    cfg = study.pipeline(Path("f"))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, train={"eval_period": 7}))
+    periods = {stage.kind: stage.experiment.train.eval_period for stage in stages.plan(cfg)}
+    assert periods == {"teachers": 7, "source": 7, "few_shot": 0, "full": 7}
+
+
+def test_only_needed_stages_are_planned():
+    def kinds(**changes):
+        return [stage.kind for stage in stages.plan(study.pipeline(Path("f"), **FEW, **changes))]
+
+    few = study.pipeline(Path("f")).few_shot
+    assert kinds(few_shot={"prompt_tuning": few["prompt_tuning"]}) == ["few_shot"]
+    assert kinds(few_shot={"mpt": few["mpt"]}, distill=False) == ["source", "few_shot"]
+    assert kinds(few_shot={"spot": few["spot"]}) == ["teachers", "few_shot"]
+    plain = stages.plan(study.pipeline(Path("f"), **FEW, few_shot={"mpt": few["mpt"]}, distill=False))
+    assert plain[0].experiment.loss.teachers == ""
+
+
+def test_bank_size_splits_a_stage():
+    plan = [
+        s
+        for s in stages.plan(study.pipeline(Path("f"), **FEW, bank_size=3))
+        if s.method == "prompt_tuning" and s.kind == "few_shot"
+    ]
+    assert [len(stage.runs) for stage in plan] == [3, 1]
+    assert [stage.experiment.data.batch_size for stage in plan] == [12, 4]
+    assert [stage.folder.name for stage in plan] == ["few_shot-k2-prompt_tuning-part1", "few_shot-k2-prompt_tuning-part2"]
+    whole = next(s for s in stages.plan(study.pipeline(Path("f"), **FEW)) if s.method == "prompt_tuning" and s.kind == "few_shot")
+    assert [name for stage in plan for name in stage.run_ids] == list(whole.run_ids)
+    assert stages.run_config(plan[1], 0, "f") | {"train": 0} == stages.run_config(whole, 3, "f") | {"train": 0}
+
+
+def test_an_extended_study_has_only_the_new_runs_left():
+    cfg = study.pipeline(Path("f"), **FEW)
+    done = {name for stage in stages.plan(cfg) for name in stage.run_ids}
+    assert stages.remaining(cfg, stages.plan(cfg), done) == []
+    more = dataclasses.replace(cfg, seeds=(0, 1, 2))
+    left = stages.remaining(more, stages.plan(more), done)
+    assert {run.seed for stage in left for run in stage.runs} == {2}
+    assert {stage.kind for stage in left} == {"few_shot"}
+    assert not {stage.folder for stage in left} & {stage.folder for stage in stages.plan(cfg)}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"few_shot": {"mtp": StageConfig(1, 1, study.PLAIN)}}, "Did you mean 'mpt'"),
+        ({"few_shot": {}}, "few_shot is empty"),
+        ({"targets": ("tiny_mood", "tiny_mood")}, "PipelineConfig.targets"),
+        ({"seeds": ()}, "PipelineConfig.seeds"),
+        ({"k_shots": (-1,)}, "k_shots"),
+        ({"sources": ("tiny_mood",)}, "PipelineConfig.sources"),
+        ({"bank_size": -1}, "bank_size"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(changes, words):
+    with pytest.raises(UserError, match=words):
+        stages.plan(study.pipeline(Path("f"), **(FEW | changes)))
+
+
+def test_numbers_trained_match_the_paper():
+    """T5-base, 100 tokens: 76,800 for a prompt, 77,668 with u and v (methods of Wang et al. 2023: 77.6K)."""
+    base = tiny.experiment(Path("f"), "r", prompt={"length": 100}, architecture=dataclasses.replace(tiny.CONFIG, d_model=768))
+    assert numbers_trained(base) == (76_800, 0)
+    assert numbers_trained(tiny.replace(base, prompt={"method": "mpt"})) == (77_668, 76_800)
+
+
+def test_documented_chance_agrees_with_the_tasks():
+    sketch = pytest.importorskip("tasks.sketch")
+    documented = reference_scores(("tasks",))
+    assert {f"sketch_{name}": (task.chance, task.ceiling) for name, task in sketch.TASKS.items()} == {
+        name: (scores["chance"], scores["ceiling"]) for name, scores in documented.items() if name.startswith("sketch_")
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- the study
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return study.pipeline(folder, **FEW)
+
+
+@pytest.fixture(scope="module")
+def finished(folder, config) -> Path:
+    """A study that has run to its end; tests that change it work on a copy."""
+    run_pipeline(config)
+    return folder / "study"
+
+
+@pytest.fixture
+def copy(folder, finished):
+    """The finished study, moved nowhere: tests may break it and it is put back."""
+    spare = folder / "spare"
+    shutil.copytree(finished, spare)
+    yield finished
+    shutil.rmtree(finished)
+    spare.rename(finished)
+
+
+def stamps(folder: Path, kinds=("*.safetensors", "metrics.jsonl", "finished.json")) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for kind in kinds for path in (folder / "runs").rglob(kind)}
+
+
+def test_results_have_one_whole_line_per_run(finished, config):
+    records = results.read(finished / "results.jsonl")
+    assert [r["run_id"] for r in records] == [name for stage in stages.plan(config) for name in stage.run_ids]
+    assert len((finished / "results.jsonl").read_text().splitlines()) == len(records) == 4 + 16
+    for record in records:
+        assert 0 <= record["score"] <= 100
+        assert record["score"] == np.mean(list(record["metrics"].values()))
+        assert record["num_examples"] == 6
+        assert {"jax", "flax", "mpt_jax"} <= record["versions"].keys()
+        assert record["config"]["data"]["batch_size"] == record["batch"]
+        assert record["config"]["train"]["model_dir"] == record["folder"]
+        assert (finished / record["folder"] / "metrics.jsonl").exists()
+        assert record["chance"] > 0  # of the majority class
+        assert record["selection_split"] is None
+    by_method = {r["method"]: r["params_trained"] for r in records if r["stage"] == "few_shot"}
+    assert by_method["mpt"] == by_method["spot"] + 4 + 16
+    assert by_method["prompt_tuning"] == by_method["spot"] == 4 * 16
+    assert by_method["model_tuning"] > 1000
+
+
+def test_the_report_is_there(finished):
+    for name in ("report.html", "report.md", "figures/scores.png", "figures/training_curves.png", "figures/task_vectors.png"):
+        assert (finished / name).stat().st_size > 1000
+
+
+def test_mpt_starts_from_the_source_run_and_spot_from_its_choice(finished):
+    records = [r for r in results.read(finished / "results.jsonl") if r["method"] == "spot"]
+    teachers, meta = load_prompts(finished / "runs" / "teachers")
+    start, _ = load_prompts(finished / "runs" / "few_shot-k2-spot" / "start.safetensors")
+    for n, record in enumerate(records):
+        assert record["started_from"] == min(record["source_losses"], key=record["source_losses"].get)
+        np.testing.assert_array_equal(start["prompt"][n], teachers["prompt"][meta["tasks"].index(record["started_from"])])
+    config = json.loads((finished / "runs" / "few_shot-k2-mpt" / "config.json").read_text())
+    assert config["prompt"]["init_file"] == str(finished / "runs" / "source" / "prompts.safetensors")
+
+
+def test_tuned_models_are_dropped_once_scored(finished):
+    assert not list((finished / "runs").glob("*model_tuning*/model"))
+    assert list((finished / "runs").glob("*model_tuning*/metrics.jsonl"))
+
+
+def test_a_second_call_redoes_nothing(finished, config):
+    before, lines = stamps(finished), (finished / "results.jsonl").read_bytes()
+    run_pipeline(config)
+    assert stamps(finished) == before
+    assert (finished / "results.jsonl").read_bytes() == lines
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(copy, config):
+    """Stopped while the last stages' results were being written: their lines are cut, one stage's folder is not there."""
+    path = copy / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    scores = {r["run_id"]: r["score"] for r in results.read(path)}
+    path.write_text("".join(lines[:-9]) + lines[-9][:50])
+    shutil.rmtree(copy / "runs" / "few_shot-k2-spot")
+    for tuned in (copy / "runs").glob("*model_tuning*"):
+        shutil.rmtree(tuned)
+    before = stamps(copy)
+    run_pipeline(config)
+    after = stamps(copy)
+    assert before.items() <= after.items()
+    records = results.read(path)
+    assert len(path.read_text().splitlines()) == len(records) == len(lines)
+    assert {r["run_id"]: r["score"] for r in records} == scores
+
+
+def test_more_seeds_train_only_the_new_runs(copy, config):
+    before = stamps(copy)
+    few = {"prompt_tuning": config.few_shot["prompt_tuning"]}
+    run_pipeline(dataclasses.replace(config, few_shot=few, seeds=(0, 1, 2)))
+    assert before.items() <= stamps(copy).items()
+    records = [r for r in results.read(copy / "results.jsonl") if r["stage"] == "few_shot"]
+    assert len(records) == 16 + 2
+    assert sorted({r["seed"] for r in records if r["method"] == "prompt_tuning"}) == [0, 1, 2]
+
+
+def test_results_of_another_study_are_refused_and_kept(finished, config):
+    lines = (finished / "results.jsonl").read_bytes()
+    longer = config.few_shot | {"mpt": dataclasses.replace(config.few_shot["mpt"], steps=3)}
+    with pytest.raises(UserError, match=r"few_shot/k2/mpt/tiny_mood/seed0 with train.steps=2, but now it is 3"):
+        run_pipeline(dataclasses.replace(config, few_shot=longer))
+    assert (finished / "results.jsonl").read_bytes() == lines
+
+
+def test_another_backbone_is_refused(copy, config):
+    path = copy / "results.jsonl"
+    lines = [json.loads(line) | {"backbone": "0" * 16} for line in path.read_text().splitlines()[:-1]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="0000000000000000"):
+        run_pipeline(config)
+
+
+def test_a_misspelt_target_is_told_before_training(folder, config):
+    wrong = study.pipeline(folder, "misspelt", **FEW, targets=("tiny_moood",))
+    with pytest.raises(UserError, match="tiny_mood"):
+        run_pipeline(wrong)
+    assert not (folder / "misspelt" / "runs").exists()
+
+
+def test_the_report_can_be_rebuilt_from_the_results_alone(finished, tmp_path):
+    shutil.copy(finished / "results.jsonl", tmp_path)
+    assert "MPT" in write_report(tmp_path).read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------ SPoT's choice
+
+
+def test_prompt_losses_do_not_depend_on_the_batch(folder, config):
+    """A partly filled last batch counts its own examples only, and every token counts the same."""
+    backbone = setup.open_backbone(config.base, setup.mesh_of(config.base))
+    vocabulary = setup.open_vocabulary(config.base, backbone)
+    cache = setup.open_caches(config.base, ["tiny_colour"], "train", vocabulary)[0]
+    prompts = np.asarray(jax.random.normal(jax.random.key(0), (3, 4, tiny.CONFIG.d_model)))
+    rows = np.arange(5)
+    together = transfer.prompt_losses(backbone, prompts, cache, rows, tiny.LENGTHS, batch_size=4)
+    alone = [transfer.prompt_losses(backbone, prompts, cache, rows[i : i + 1], tiny.LENGTHS, batch_size=4) for i in rows]
+    tokens = np.array([[len(cache.targets(int(i)))] for i in rows])
+    np.testing.assert_allclose(together, (np.array(alone) * tokens).sum(0) / tokens.sum(), rtol=1e-5)
+    assert len(set(together.tolist())) == 3
+
+
+def test_a_choice_for_other_targets_is_not_read_back(copy, config):
+    params, meta = load_prompts(copy / "runs" / "few_shot-k2-spot" / "start.safetensors")
+    save_prompts(copy / "runs" / "few_shot-k2-spot" / "start.safetensors", params, meta | {"tasks": ["x"] * len(meta["tasks"])})
+    path = copy / "results.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"spot"' not in line))
+    with pytest.raises(UserError, match="was made for the targets"):
+        run_pipeline(config)
