@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `show` and `--help`
 
 import argparse
 import errno
+import json
 import logging
 import os
 import shlex
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from mpt_jax import __version__
-from mpt_jax.config import Experiment, PipelineConfig, nearest
+from mpt_jax.config import Experiment, PipelineConfig, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import Parsed, gin_literal, parse
 from mpt_jax.resolve import DEFAULT, Setting
@@ -117,8 +118,8 @@ def _configuration(arguments: argparse.Namespace) -> Parsed:
     return parse(arguments.gin_file, arguments.bindings, arguments.search_paths)
 
 
-def write_config_gin(text: str, model_dir: str) -> None:
-    """Writes `<model_dir>/config.gin`; one that says something else is kept as config.1.gin, config.2.gin …
+def write_config(text: str, config: Any, model_dir: str) -> None:
+    """Writes `<model_dir>/config.gin` and config.json; a config.gin that says something else is kept as config.1.gin …
 
     Raises `UserError` where the folder cannot be written.
     """
@@ -129,19 +130,25 @@ def write_config_gin(text: str, model_dir: str) -> None:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             number = next(n for n in range(1, 10**6) if not (folder / f"config.{n}.gin").exists())
             path.rename(folder / f"config.{number}.gin")
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        for target, content in ((path, text), (folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")):
+            temporary = target.with_suffix(target.suffix + ".tmp")
+            temporary.write_text(content, encoding="utf-8")
+            temporary.replace(target)
     except OSError as error:
         raise UserError(
-            f"MODEL_DIR {folder} cannot be written: {error.strerror}; choose another with --gin.MODEL_DIR=DIR."
+            f"Cannot write into MODEL_DIR '{folder}' ({error.strerror}); give a folder that you may write to."
         ) from None
 
 
 def _train(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     experiment = parsed.experiment()
-    write_config_gin(parsed.config_gin(Experiment), experiment.train.model_dir)
+    from mpt_jax.checkpoint.folder import RunFolder
+
+    RunFolder(experiment.train.model_dir).begin(
+        experiment
+    )  # refuses a folder that holds another run, before its config.gin changes
+    write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
     from mpt_jax.train import run_training
 
     result = run_training(experiment)
@@ -168,7 +175,7 @@ def _infer(arguments: argparse.Namespace) -> None:
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
-    write_config_gin(parsed.config_gin(PipelineConfig), config.base.train.model_dir)
+    write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
     from mpt_jax.pipeline import run_pipeline
 
     _say_where_the_report_is(run_pipeline(config))
@@ -216,9 +223,11 @@ def print_settings(settings: dict[str, Setting], out: TextIO) -> None:
     for (place, owner), rows in sections.items():
         print(f"\n{bold}{owner}{reset}" + (f"  ({place})" if place else ""), file=out)
         for field, setting in rows:
-            value = gin_literal(setting.value).replace("\n", "\n" + " " * (width + 5))
-            style = dim if setting.origin == DEFAULT else ""
-            print(f"{style}  {field:<{width}} = {value:<30}  # {setting.origin}{reset if style else ''}", file=out)
+            first, *rest = gin_literal(setting.value).split("\n")
+            style, end = (dim, reset) if setting.origin == DEFAULT else ("", "")
+            print(f"{style}  {field:<{width}} = {first:<30}  # {setting.origin}{end}", file=out)
+            for line in rest:
+                print(f"{style}  {line}{end}", file=out)
     bound = [setting for setting in leaves.values() if setting.origin != DEFAULT]
     flags = sum(setting.origin.startswith("--gin.") for setting in bound)
     print(f"\n{len(bound) - flags} values from files, {flags} from flags, {len(leaves) - len(bound)} defaults.", file=out)

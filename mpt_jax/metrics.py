@@ -1,7 +1,7 @@
 """Task metrics and postprocessors in NumPy: percentages, with seqio's signatures, without TensorFlow.
 
-A metric is `metric(targets, predictions) -> {name: value}`; a postprocessor is `fn(text, example=None, is_target=False)` and makes
-of a decoded text what the metric compares. Tasks name them in `metric_fns` and `postprocess_fn`; a functools.partial with
+A metric is `metric(targets, predictions) -> {name: value}`; a postprocessor is `fn(text, example=None, is_target=False)` and
+makes of a decoded text what the metric compares. Tasks name them in `metric_fns` and `postprocess_fn`; a functools.partial with
 keyword arguments serves where a task needs another setting. Where a correlation is undefined (one side is constant) it is 0.
 """
 
@@ -72,7 +72,7 @@ def f1_macro(targets: Sequence[str], predictions: Sequence[str], classes: Sequen
 
 
 def matthews_correlation(targets: Sequence[str], predictions: Sequence[str]) -> Scores:
-    """Matthews correlation × 100 (CoLA), of any number of classes (Gorodkin 2004); an invalid prediction is a class of its own."""
+    """Matthews correlation × 100 (CoLA), of any number of classes (Gorodkin 2004); an invalid prediction is one more class."""
     names = sorted({*targets, *predictions})
     index = {name: i for i, name in enumerate(names)}
     confusion = np.zeros((len(names), len(names)))

@@ -25,8 +25,8 @@ The pattern, complete:
     )
     seqio.MixtureRegistry.add("my_mixture", ["my_task", "my_other_task"], default_rate=1)
 
-Rows are dicts of str, int, float, or lists or dicts of those, the same fields in every row of a split. Fields other than `inputs` and
-`targets` travel with the example: scoring (`example["answers"]`) and `TokenCache.text` see them.
+Rows are dicts of str, int, float, or lists or dicts of those, the same fields in every row of a split. Fields other than `inputs`
+and `targets` travel with the example: scoring (`example["answers"]`) and `TokenCache.text` see them.
 """
 
 import os

@@ -2,15 +2,15 @@
 
     $MPT_JAX_DATA/<task>/{train,validation,test}.jsonl      one JSON object a line       → seqio task `files_<task>`
 
-* A well-known name (sst2, mnli, qnli, qqp, rte, cb, boolq, wic, mrpc, ... `preprocessors.KNOWN`) with the field names of TFDS gets the
-  format and metrics of the literature; labels become digits.
+* A well-known name (sst2, mnli, qnli, qqp, rte, cb, boolq, wic, mrpc, ... `preprocessors.KNOWN`) with the field names of TFDS
+  gets the format and metrics of the literature; labels become digits.
 * Rows with `question`, `context`, `answers` ({"text": [...]} or a list) are extractive questions, under any name.
 * Anything else: rows with `inputs` and `targets`, both text, scored by accuracy (with a list `answers` in every row: by exact
   match and F1 against the best of them). Other fields are left out.
 
-Without `test.jsonl`, ATTEMPT's rule makes a test split out of what is labelled: with fewer than 10,000 training rows the validation
-file is halved into validation and test; otherwise 1,000 training rows become the validation split and the validation file is
-the test split. Which rows: a permutation from a fixed seed (NumPy's, so not the same rows as ATTEMPT's).
+Without `test.jsonl`, ATTEMPT's rule makes a test split out of what is labelled: with fewer than 10,000 training rows the
+validation file is halved into validation and test; otherwise 1,000 training rows become the validation split and the validation
+file is the test split. Which rows: a permutation from a fixed seed (NumPy's, so not the same rows as ATTEMPT's).
 """
 
 import functools
@@ -49,7 +49,9 @@ class FolderSource(features.RowsSource):
     def splits(self) -> tuple[str, ...]:
         names = tuple(name for name in ("train", "validation", "test") if _file(self.task, name).is_file())
         if not names:
-            raise UserError(f"There is no {_file(self.task, 'train')}; put the task's files there, or correct {VARIABLE} or the name.")
+            raise UserError(
+                f"There is no {_file(self.task, 'train')}; put the task's files there, or correct {VARIABLE} or the name."
+            )
         return (*names, "test") if names == ("train", "validation") else names
 
 
@@ -78,17 +80,19 @@ def split_rows(task: str, columns: tuple[str, ...], split: str) -> list[features
     """
     if _file(task, "test").is_file() or not _file(task, "validation").is_file():
         return read_rows(_file(task, split), columns)
-    train, validation = (read_rows(_file(task, name), columns) for name in ("train", "validation"))
+    train = read_rows(_file(task, "train"), columns)
     if len(train) < SMALL_TRAIN:
-        if split == "train":
-            return train
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(validation))
-        half = len(validation) // 2
-        return [validation[i] for i in np.sort(order[:half] if split == "validation" else order[half:])]
+        return train if split == "train" else _half(read_rows(_file(task, "validation"), columns), split)
     if split == "test":
-        return validation
+        return read_rows(_file(task, "validation"), columns)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     return [train[i] for i in np.sort(order[:HELD_OUT] if split == "validation" else order[HELD_OUT:])]
+
+
+def _half(rows: list[features.Row], split: str) -> list[features.Row]:
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
+    half = len(rows) // 2
+    return [rows[i] for i in np.sort(order[:half] if split == "validation" else order[half:])]
 
 
 def read_rows(path: Path, columns: tuple[str, ...]) -> list[features.Row]:
@@ -98,7 +102,8 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[features.Row]:
         missing = [name for name in columns if name not in row and name != "id"]
         if missing:
             raise UserError(
-                f"{path} line {number} has no field '{missing[0]}' (it has {', '.join(row)}); this task needs {', '.join(columns)}."
+                f"{path} line {number} has no field '{missing[0]}' (it has {', '.join(row)}); "
+                f"this task needs {', '.join(columns)}."
             )
         rows.append({name: _value(row.get(name, str(number)), name, columns, path, number) for name in columns})
     if not rows:
@@ -119,7 +124,9 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except ValueError as error:
             raise UserError(f"{path} line {number} is not JSON ({error}); write one JSON object a line.") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} is not a JSON object but a {type(row).__name__}; write one JSON object a line.")
+            raise UserError(
+                f"{path} line {number} is not a JSON object but a {type(row).__name__}; write one JSON object a line."
+            )
         yield number, row
 
 
@@ -128,7 +135,9 @@ def _value(value: Any, name: str, columns: tuple[str, ...], path: Path, number: 
     if name == "answers" and "context" in columns:
         texts = value["text"] if isinstance(value, dict) and "text" in value else value
         if not isinstance(texts, list):
-            raise UserError(f"{path} line {number}: 'answers' must be a list of texts or have a list 'text', not {json.dumps(value)[:80]}.")
+            raise UserError(
+                f"{path} line {number}: 'answers' must be a list of texts or have a list 'text', not {json.dumps(value)[:80]}."
+            )
         return {"text": [str(text) for text in texts]}
     if name in ("inputs", "targets", "id"):
         if isinstance(value, (dict, list)) or value is None:

@@ -23,7 +23,7 @@ SOURCES = {  # name: (TFDS dataset, splits, training examples of the dataset)
 }
 
 for _name, (_dataset, _splits, _) in SOURCES.items():
-    _format = preprocessors.known_format(_name)
+    _format = preprocessors.format_of(_name)
     seqio.TaskRegistry.add(
         _name,
         source=seqio.TfdsDataSource(tfds_name=_dataset, splits=_splits),

@@ -1,9 +1,9 @@
 """From the fields of a dataset to `inputs` and `targets`, in the formats of ATTEMPT and MPT.
 
-`inputs` is the task's name and then `field: text` for each field; `targets` is the label's number as a digit, as both papers' code
-has it (words such as "entailment" come easier to a language model: a task of your own may use them). Two slips of that code are
-not copied: WinoGrande gets both options (ATTEMPT writes the first twice) and STS-B scores are rounded to steps of 0.2, so scores
-on these two are not strictly comparable with published ones.
+`inputs` is the task's name and then `field: text` for each field; `targets` is the label's number as a digit, as both papers'
+code has it (words such as "entailment" come easier to a language model: a task of your own may use them). Two slips of that
+code are not copied: WinoGrande gets both options (ATTEMPT writes the first twice) and STS-B scores are rounded to steps of 0.2,
+so scores on these two are not strictly comparable with published ones.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ def multirc(x: Fields) -> Fields:
 
 
 def squad(task: str = "squad") -> functools.partial:
-    """Preprocessor of extractive questions: `question: ... context: ...`, punctuation set apart; the target is the first answer."""
+    """Preprocessor of extractive questions: `question: ... context: ...`, punctuation set apart; target: the first answer."""
     return functools.partial(_squad, task=task)
 
 
@@ -149,6 +149,14 @@ def known_format(task: str) -> Format | None:
 def squad_format(task: str) -> Format:
     """The format of extractive question answering under the name `task`."""
     return Format(squad(task), ("question", "context", "answers", "id"), (metrics.squad,), metrics.with_answers)
+
+
+def format_of(task: str) -> Format:
+    """The format of a task that is known."""
+    form = known_format(task)
+    if form is None:
+        raise ValueError(f"no format is known for '{task}'")
+    return form
 
 
 KNOWN = (*FIELDS, "multirc", "record", "squad", "wsc")

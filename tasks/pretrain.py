@@ -1,8 +1,8 @@
 """Pretraining tasks over plain text: T5's span corruption, and the prefix language modelling of LM adaptation.
 
-The text is every `*.txt` and `*.txt.gz` of the folder that the environment variable MPT_JAX_CORPUS names: a paragraph a line, a blank line
-between documents. Every 200th document is for validation. Documents are tokenised, concatenated and cut into full-length
-examples, a new cut with new noise each epoch, everything from fixed seeds: what the token cache stores are finished
+The text is every `*.txt` and `*.txt.gz` of the folder that the environment variable MPT_JAX_CORPUS names: a paragraph a line, a
+blank line between documents. Every 200th document is for validation. Documents are tokenised, concatenated and cut into
+full-length examples, a new cut with new noise each epoch, everything from fixed seeds: what the token cache stores are finished
 (inputs, targets) pairs.
 
 `register` makes such tasks of other text, too: of any seqio source whose rows have `text` (lines = paragraphs).
@@ -13,6 +13,7 @@ import gzip
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import seqio
@@ -56,7 +57,9 @@ def span_lengths(inputs_length: int, targets_length: int) -> tuple[int, int, int
     return best
 
 
-def corrupt_spans(chunks: np.ndarray, noise: int, spans: int, top: int, eos: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def corrupt_spans(
+    chunks: np.ndarray, noise: int, spans: int, top: int, eos: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Span corruption of equally long chunks [N, C]: (inputs [N, C - noise + spans + 1], targets [N, noise + spans + 1]).
 
     `noise` tokens of each chunk lie in `spans` random spans (T5's `random_spans_noise_mask`); the k-th span becomes sentinel
@@ -90,7 +93,9 @@ def _random_segments(count: int, items: int, segments: int, rng: np.random.Gener
     return np.diff(edges, axis=1)
 
 
-def span_corruption_pairs(tokens: np.ndarray, lengths: dict[str, int], top: int, eos: int, rng: np.random.Generator) -> Iterator[Pair]:
+def span_corruption_pairs(
+    tokens: np.ndarray, lengths: dict[str, int], top: int, eos: int, rng: np.random.Generator
+) -> Iterator[Pair]:
     """One epoch of span corruption over a text's tokens, in blocks."""
     width, noise, spans = span_lengths(lengths["inputs"], lengths["targets"])
     offset = int(rng.integers(min(width, max(len(tokens) - width, 0) + 1)))
@@ -152,7 +157,7 @@ def pairs(
     return blocks.unbatch().map(lambda x: {name: tf.ensure_shape(value, (None,)) for name, value in x.items()})
 
 
-def _tokenise(dataset: tf.data.Dataset, processor) -> np.ndarray:
+def _tokenise(dataset: tf.data.Dataset, processor: Any) -> np.ndarray:
     """All tokens of the rows' paragraphs, one after the other, int32 (as T5: nothing between documents)."""
     parts = []
     for texts in dataset.batch(256).as_numpy_iterator():
@@ -184,7 +189,10 @@ class CorpusSource(seqio.FunctionDataSource):
 def corpus_files() -> list[Path]:
     folder = os.environ.get(VARIABLE)
     if not folder:
-        raise UserError(f"Pretraining reads the folder named by the environment variable {VARIABLE}, which is not set; set it to a folder of .txt files.")
+        raise UserError(
+            f"Pretraining reads the folder named by the environment variable {VARIABLE}, which is not set; "
+            "set it to a folder of .txt files."
+        )
     files = sorted(path for pattern in ("*.txt", "*.txt.gz") for path in Path(folder).expanduser().glob(pattern))
     if not files:
         raise UserError(f"{VARIABLE}={folder} has no .txt or .txt.gz files; put text there, a paragraph a line.")
@@ -194,8 +202,7 @@ def corpus_files() -> list[Path]:
 def documents(files: Iterable[Path]) -> Iterator[str]:
     """Documents of the files, in order: non-blank lines joined by newlines."""
     for path in files:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as file:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             lines: list[str] = []
             for line in file:
                 if line.strip():

@@ -2,11 +2,15 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import torch
 import transformers
 
 from mpt_jax.config import T5Config
+from mpt_jax.models import param_shapes
 
 V1_1 = T5Config(
     vocab_size=53, d_model=24, d_kv=5, num_heads=3, d_ff=40, num_encoder_layers=2, num_decoder_layers=2, activation="gated-gelu"
@@ -58,6 +62,12 @@ def random_hf_model(config: T5Config, seed: int = 0) -> transformers.T5ForCondit
                 parameter.copy_(torch.randn_like(parameter) * (0.5 if config.tie_embeddings else 0.1))
         model.lm_head.weight[1] *= 2.5  # EOS (the tied embedding, too): generated texts must end at different lengths
     return model.eval()
+
+
+def random_params(config: T5Config, seed: int = 0) -> dict[str, Any]:
+    """Our tree filled with normal float32 numbers; nothing needs to be compiled for it."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), param_shapes(config))
 
 
 def save_hf_model(model: transformers.T5ForConditionalGeneration, folder: Path, max_shard_size: str = "5GB") -> Path:

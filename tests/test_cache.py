@@ -123,7 +123,9 @@ def seqio_output(task: str, vocabulary: Vocabulary, lengths: dict) -> list[dict]
     import seqio
 
     original = seqio.TaskRegistry.get(task)
-    features = {name: seqio.Feature(vocabulary.seqio(), add_eos=feature.add_eos) for name, feature in original.output_features.items()}
+    features = {
+        name: seqio.Feature(vocabulary.seqio(), add_eos=feature.add_eos) for name, feature in original.output_features.items()
+    }
     dataset = original.replace(output_features=features).get_dataset(lengths, "train", shuffle=False)
     return list(dataset.as_numpy_iterator())
 
@@ -187,7 +189,12 @@ def test_scores_are_the_tasks_own(place, vocabulary):
 def test_scoring_functions_by_name():
     for function in (metrics.accuracy, functools.partial(metrics.f1, positive="yes")):
         assert load_function(json.loads(json.dumps(function_spec(function))))(["yes"], ["yes"]) == function(["yes"], ["yes"])
-    for foreign in (len, lambda targets, predictions: {}, functools.partial(metrics.f1, ["1"]), functools.partial(metrics.f1, positive=len)):
+    for foreign in (
+        len,
+        lambda targets, predictions: {},
+        functools.partial(metrics.f1, ["1"]),
+        functools.partial(metrics.f1, positive=len),
+    ):
         assert function_spec(foreign) is None
 
 
@@ -257,7 +264,7 @@ def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):
     """)
     killed.communicate(timeout=120)
     assert killed.returncode < 0
-    leavings = [path for path in (place.folder / "cache" / task).glob("*/*")]
+    leavings = list((place.folder / "cache" / task).glob("*/*"))
     assert leavings and all(path.name.startswith(".build-") for path in leavings)
     assert len(open_task(place.data, task, "train", vocabulary)) == 700
     assert not list((place.folder / "cache" / task).glob("*/.build-*"))
@@ -283,7 +290,7 @@ def test_mistakes_are_told_in_a_sentence(place, vocabulary, tmp_path):
         open_task(place.data, f"{place.module}_nothing", "train", vocabulary)
     (tmp_path / "a_file").write_text("")
     unwritable = dataclasses.replace(place.data, cache_dir=str(tmp_path / "a_file" / "cache"))
-    with pytest.raises(UserError, match="Cannot write the token cache .*DataConfig.cache_dir"):
+    with pytest.raises(UserError, match=r"Cannot write the token cache .*DataConfig\.cache_dir"):
         open_task(unwritable, f"{place.module}_plain", "train", vocabulary)
     with pytest.raises(UserError, match="task_modules names 'no_such_module'"):
         open_task(dataclasses.replace(place.data, task_modules=("no_such_module",)), "x", "train", vocabulary)
@@ -293,7 +300,11 @@ def test_mistakes_are_told_in_a_sentence(place, vocabulary, tmp_path):
 def test_vocabulary_equals_seqios(vocabulary):
     reference = vocabulary.seqio()
     texts = ["the cat is red", "naïve ☃ 7", "", "good <extra_id_0> and <extra_id_99> bad", "  two   spaces "]
-    assert vocabulary.encode_batch(texts) == [vocabulary.encode(line) for line in texts] == [reference.encode(line) for line in texts]
+    assert (
+        vocabulary.encode_batch(texts)
+        == [vocabulary.encode(line) for line in texts]
+        == [reference.encode(line) for line in texts]
+    )
     assert vocabulary.vocab_size == reference.vocab_size and vocabulary.extra_ids == 100
     assert vocabulary.sentinel(0) == vocabulary.vocab_size - 1 == vocabulary.encode("<extra_id_0>")[-1]
     for ids in ([5, 9, 12], [5, 1, 9], [5, 10**5, 9], [], [vocabulary.sentinel(3), 4]):

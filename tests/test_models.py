@@ -149,7 +149,7 @@ def test_cached_decoding_equals_uncached(config: T5Config, chunks: tuple[int, ..
         hidden.append(decoded.hidden)
     np.testing.assert_allclose(np.concatenate(logits, axis=1), whole.logits, atol=2e-5)
     np.testing.assert_allclose(np.concatenate(hidden, axis=2), whole.hidden, atol=2e-5)
-    assert int(cache.index) == 6
+    assert int(cache.position) == 6
 
 
 def test_remat_changes_no_value_and_no_gradient() -> None:

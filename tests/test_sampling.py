@@ -24,12 +24,12 @@ def vocabulary(tmp_path_factory):
 
 @pytest.fixture
 def make_cache(tmp_path, vocabulary):
-    """make_cache(task, size, targets) writes a cache of `size` examples; example i's inputs are [i + 2, EOS]."""
+    """make_cache(task, size, targets) writes a cache; example i's inputs are [i + 2, EOS], or longer from `long_after` on."""
 
-    def make(task: str, size: int, targets: list[str] | None = None) -> TokenCache:
+    def make(task: str, size: int, targets: list[str] | None = None, long_after: int = 10**9) -> TokenCache:
         columns = build.Columns()
         for i in range(size):
-            columns.tokens["inputs"].append(np.array([i + 2, 1], np.int32))
+            columns.tokens["inputs"].append(np.array([i + 2, *[9] * (3 * (i >= long_after)), 1], np.int32))
             columns.tokens["targets"].append(np.array([7] * (i % 3) + [1], np.int32))
             columns.texts.append(b"")
             columns.targets.append(targets[i] if targets else None)
@@ -174,6 +174,36 @@ def test_batch_arrays(streams):
         assert batch["decoder_target_tokens"][b].tolist() == [*target, *[0] * (4 - len(target))]
         assert batch["decoder_input_tokens"][b].tolist() == [0, *batch["decoder_target_tokens"][b][:-1]]
         assert batch["loss_weights"][b].tolist() == [1.0] * len(target) + [0.0] * (4 - len(target))
+
+
+def test_batches_are_trimmed_to_the_smallest_length_that_holds_them(make_cache):
+    stream = stream_data(make_cache("lengths", 40, long_after=30))
+    loader = Loader([stream], "proportional", 2, LENGTHS, trim_lengths=(3, 2, 99))
+    seen = set()
+    for step in range(40):
+        batch, whole = loader.batch(step), Loader([stream], "proportional", 2, LENGTHS).batch(step)
+        width = batch["encoder_tokens"].shape[1]
+        seen.add(width)
+        assert np.array_equal(batch["encoder_tokens"], whole["encoder_tokens"][:, :width])
+        assert not whole["encoder_tokens"][:, width:].any()
+        assert width == (6 if (batch["example_ids"] >= 30).any() else 2)
+    assert seen == {2, 6}
+
+
+def test_sorted_windows_hold_the_same_examples_alike_in_length(make_cache):
+    streams = [stream_data(make_cache("one", 40, long_after=20)), stream_data(make_cache("two", 24, long_after=6), rate=2.0)]
+    plain = Loader(streams, "proportional", 4, LENGTHS, seed=2)
+    sorted_ = Loader(streams, "proportional", 4, LENGTHS, seed=2, sort_window=8)
+    mixed = 0
+    for window in range(6):
+        steps = range(8 * window, 8 * window + 8)
+        expected, got = ([loader.draw(step) for step in steps] for loader in (plain, sorted_))
+        pairs = [sorted((int(n), int(row)) for part in drawn for n, row in zip(*part, strict=True)) for drawn in (expected, got)]
+        assert pairs[0] == pairs[1]
+        lengths = [[len(streams[n].cache.inputs(row)) for n, row in zip(*part, strict=True)] for part in got]
+        mixed += sum(len(set(batch)) > 1 for batch in lengths)
+    assert mixed <= 6  # at most the one batch of each window where short meets long
+    assert same(sorted_.batch(13), Loader(streams, "proportional", 4, LENGTHS, seed=2, sort_window=8).batch(13))
 
 
 def test_assemble_cuts_to_shorter_lengths(streams):

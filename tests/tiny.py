@@ -61,7 +61,7 @@ def make(folder: Path) -> Path:
     """`folder/model` is the T5 with its vocabulary. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = make_vocabulary(folder / "vocabulary.model")
-    export_hf(init_params(CONFIG, jax.random.key(0)), CONFIG, folder / "model", vocabulary=vocabulary)
+    export_hf(init_params(CONFIG, jax.random.key(1)), CONFIG, folder / "model", vocabulary=vocabulary)
     return folder
 
 

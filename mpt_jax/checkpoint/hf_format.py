@@ -101,7 +101,7 @@ def parse_config(values: dict[str, Any], tie_embeddings: bool, file: str) -> T5C
 def outputs_are_scaled(values: dict[str, Any]) -> bool:
     """Whether this config multiplies the decoder's output by D**-0.5 (T5 1.0).
 
-    transformers 5 writes `scale_decoder_outputs` and always `tie_word_embeddings=true`; older releases let the latter stand for both.
+    transformers 5 writes `scale_decoder_outputs` and always `tie_word_embeddings=true`; before, the latter stood for both.
     """
     scaled = values.get("scale_decoder_outputs")
     return values.get("tie_word_embeddings") is not False if scaled is None else bool(scaled)

@@ -7,6 +7,7 @@ Nothing is ever filled with random numbers.
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def _is_tied(values: dict[str, Any], tensors: Tensors, folder: Path) -> bool:
     if "lm_head.weight" not in tensors:
         if not scaled:
             raise UserError(
-                f"{folder} has no lm_head.weight, but its config.json says scale_decoder_outputs (or tie_word_embeddings) = false, "
+                f"{folder} has no lm_head.weight, but its config.json has scale_decoder_outputs (or tie_word_embeddings) false, "
                 "as models with their own output layer do; the weights are incomplete."
             )
         return True
@@ -127,7 +128,7 @@ def _read(tensors: Tensors, key: str, shape: tuple[int, ...], transpose: bool, f
     expected = shape[::-1] if transpose else shape
     if array.shape != expected:
         raise UserError(
-            f"{file}: {key} has the shape {list(array.shape)}, but config.json wants {list(expected)}; they do not belong together."
+            f"{file}: {key} has the shape {list(array.shape)}, but config.json wants {list(expected)}; copy both again."
         )
     if array.dtype not in _FLOATS:
         raise UserError(f"{file}: {key} is {array.dtype}, but weights must be float32, float16 or bfloat16.")
@@ -164,19 +165,17 @@ def _open_safetensors(file: Path) -> Tensors:
         handle = safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error}); it is missing or truncated, so copy it again.") from None
-    return {key: lambda key=key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (it is no dict)
+    return {key: partial(handle.get_tensor, key) for key in handle.keys()}  # noqa: SIM118 (it is no dict)
 
 
 def _open_bin(file: Path) -> Tensors:
     try:
         import torch
     except ImportError:
-        raise UserError(
-            f"{file} is a PyTorch file; install the extra 'torch' (pip install 'mpt-jax[torch]') or save the model as safetensors."
-        ) from None
+        raise UserError(f"{file} is a PyTorch file; pip install 'mpt-jax[torch]' or save the model as safetensors.") from None
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 (torch raises many kinds for a broken file)
+    except Exception as error:  # torch raises many kinds for a broken file
         raise UserError(
             f"{file} cannot be read ({str(error).splitlines()[0]}); it is missing or truncated, so copy it again."
         ) from None
@@ -186,7 +185,7 @@ def _open_bin(file: Path) -> Tensors:
             return tensor.float().numpy().astype(ml_dtypes.bfloat16)
         return tensor.numpy()
 
-    return {key: lambda tensor=tensor: to_numpy(tensor) for key, tensor in state.items()}
+    return {key: partial(to_numpy, tensor) for key, tensor in state.items()}
 
 
 def _some(names: Iterable[str]) -> str:

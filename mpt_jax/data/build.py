@@ -20,7 +20,7 @@ import numpy as np
 
 from mpt_jax.config import DataConfig, nearest
 from mpt_jax.data import fingerprint
-from mpt_jax.data.cache import cache_root, function_spec, lengths_of
+from mpt_jax.data.cache import function_spec, lengths_of
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
 
@@ -91,7 +91,7 @@ def import_task_modules(modules: tuple[str, ...]) -> None:
             if error.name is None or not module.startswith(error.name):
                 raise
             raise UserError(
-                f"DataConfig.task_modules names '{module}', which cannot be imported ({error}); run from the folder that holds it."
+                f"DataConfig.task_modules names '{module}', which cannot be imported ({error}); run from its folder."
             ) from None
 
 
@@ -127,7 +127,9 @@ def _as_numpy(example: dict[str, Any]) -> dict[str, Any]:
 def _scoring_spec(task: Any) -> dict[str, Any] | None:
     unsupported = [*task.score_metric_fns, *task.predict_with_aux_metric_fns, *task._metric_objs_constructor_args]
     if unsupported:
-        logger.warning("%s: only metric_fns(targets, predictions) are computed; %d others are left out", task.name, len(unsupported))
+        logger.warning(
+            "%s: only metric_fns(targets, predictions) are computed; %d others are left out", task.name, len(unsupported)
+        )
     postprocess = task.postprocessor and function_spec(task.postprocessor)
     metrics = [function_spec(metric) for metric in task.predict_metric_fns]
     if (task.postprocessor and not postprocess) or None in metrics:
@@ -151,7 +153,9 @@ def _tokenise(task: Any, split: str, lengths: dict[str, int], vocabulary: Vocabu
 
     missing = [name for name in lengths if name not in task.output_features]
     if missing:
-        raise UserError(f"Task '{task.name}' has no output feature '{missing[0]}'; an encoder-decoder needs 'inputs' and 'targets'.")
+        raise UserError(
+            f"Task '{task.name}' has no output feature '{missing[0]}'; an encoder-decoder needs 'inputs' and 'targets'."
+        )
     after_trim = seqio.preprocessors.append_eos_after_trim
     keeps_eos = any(_function(p) is after_trim for p in task.preprocessors)
     # Nothing is trimmed before it is counted here: trimming is left out of the pipeline and done below, with the same result.
@@ -162,11 +166,29 @@ def _tokenise(task: Any, split: str, lengths: dict[str, int], vocabulary: Vocabu
         for name, feature in task.output_features.items()
     }
     bound = task.replace(output_features=features, preprocessors=preprocessors)
-    dataset = bound.get_dataset(lengths, split=split, shuffle=False, seed=_seed(task.source), trim_output_features=False)
+    with _downloading(task):
+        dataset = bound.get_dataset(lengths, split=split, shuffle=False, seed=_seed(task.source), trim_output_features=False)
     columns = Columns()
     for batch in dataset.ragged_batch(BATCH):
         _append(columns, batch, lengths, {name: keeps_eos and features[name].add_eos for name in lengths})
     return columns
+
+
+@contextlib.contextmanager
+def _downloading(task: Any) -> Iterator[None]:
+    """What TFDS raises without a network or disk space, in a sentence; other sources speak for themselves."""
+    import seqio
+
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(task.source, seqio.TfdsDataSource):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"Task '{task.name}' could not get the TFDS dataset '{task.source.tfds_dataset.name}' ({reason}); "
+            "check the network, or set TFDS_DATA_DIR to a folder that has it."
+        ) from error
 
 
 def _append(columns: Columns, batch: dict[str, Any], lengths: dict[str, int], keeps_eos: dict[str, bool]) -> None:
@@ -279,12 +301,13 @@ def write(folder: Path, columns: Columns, meta: dict[str, Any]) -> None:
         np.save(folder / f"{name}_offsets.npy", np.cumsum([0, *map(len, rows)], dtype=np.int64))
     np.save(folder / "text_offsets.npy", np.cumsum([0, *map(len, columns.texts)], dtype=np.int64))
     (folder / "text.jsonl").write_bytes(b"".join(columns.texts) or b"\n")
-    names = sorted({target for target in columns.targets if target is not None})
-    classes = None not in columns.targets and len(names) <= MAX_CLASSES and 4 * len(names) <= len(columns.targets)
+    texts = [target for target in columns.targets if target is not None]
+    names = sorted(set(texts))
+    classes = len(texts) == len(columns.targets) and len(names) <= MAX_CLASSES and 4 * len(names) <= len(texts)
     meta["labels"] = names if classes else None
     if classes:
         number = {name: k for k, name in enumerate(names)}
-        np.save(folder / "labels.npy", np.array([number[target] for target in columns.targets], np.int16))
+        np.save(folder / "labels.npy", np.array([number[text] for text in texts], np.int16))
     meta["sizes"] = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
 
@@ -324,4 +347,6 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot write the token cache in '{folder}' ({error.strerror}); set DataConfig.cache_dir to a writable folder.") from None
+        raise UserError(
+            f"Cannot write the token cache in '{folder}' ({error.strerror}); set DataConfig.cache_dir to a writable folder."
+        ) from None

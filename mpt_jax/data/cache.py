@@ -36,7 +36,8 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
     Raises:
       UserError: unknown task (with the nearest name), missing split, bad data file, unwritable cache folder.
     """
-    key = fingerprint.digest(str(FORMAT), json.dumps([task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]))
+    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
+    key = fingerprint.digest(str(FORMAT), json.dumps(asked))
     folder = cache_root(data) / task / f"{split}-{key}"
     cache = _open_fresh(folder, data, vocabulary)
     if cache is None:
@@ -121,9 +122,10 @@ class TokenCache:
         """Target tokens of example i, int32 [<= L]."""
         return self._row("targets", i)
 
-    def input_lengths(self) -> np.ndarray:
-        """Number of input tokens of every example, int64 [len]."""
-        return np.diff(self._offsets["inputs"])
+    def input_lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Number of input tokens of the examples `rows` (default: all), int64."""
+        offsets = self._offsets["inputs"]
+        return np.diff(offsets) if rows is None else offsets[rows + 1] - offsets[rows]
 
     def text(self, i: int) -> dict[str, Any]:
         """Example i's fields other than tokens: `inputs_pretokenized`, `targets_pretokenized` and whatever the task carries."""
@@ -144,7 +146,7 @@ class TokenCache:
     def labels(self) -> list[str] | None:
         """The target of every example where the task is a classification (few different targets that recur), else None."""
         names = self.meta["labels"]
-        return None if names is None else [names[k] for k in self._labels]
+        return None if self._labels is None else [names[k] for k in self._labels]
 
     def score(self, predictions: list[str], indices: list[int] | np.ndarray | None = None) -> dict[str, float]:
         """The task's own `postprocess_fn` and `metric_fns` on decoded predictions of the examples `indices` (default: all).

@@ -92,10 +92,9 @@ def _modules_of(item: Any, seen: set[int]) -> list[str]:
 
 def _filled(cell: Any) -> bool:
     try:
-        cell.cell_contents
-    except ValueError:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
         return False
-    return True
 
 
 def file_state(path: str) -> list[Any]:

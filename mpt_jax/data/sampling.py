@@ -8,6 +8,7 @@ Three ways, `DataConfig.sampling`:
                 to one of them (Wang et al. 2023 §3; with replacement and by rates as in the code of DPT, which derives from MPT).
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -128,8 +129,8 @@ class Loader:
             )
         if sampling == "mpt" and batch_size < n:
             raise UserError(
-                f"DataConfig.batch_size (BATCH_SIZE) {batch_size} is smaller than the {n} tasks that one step of sampling='mpt' may "
-                f"draw; set it to {n} or more."
+                f"DataConfig.batch_size (BATCH_SIZE) {batch_size} is smaller than the {n} tasks that a step of "
+                f"sampling='mpt' may draw; set it to {n} or more."
             )
         self.streams, self.sampling, self.batch_size, self.lengths = list(streams), sampling, batch_size, dict(lengths)
         self.seed, self.with_replacement = seed, with_replacement
@@ -167,10 +168,9 @@ class Loader:
 
         def put(item: Batch | BaseException) -> None:
             while not stopped.is_set():
-                try:
-                    return ready.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
+                with contextlib.suppress(queue.Full):
+                    ready.put(item, timeout=0.1)
+                    return
 
         def work() -> None:
             try:
@@ -211,7 +211,7 @@ class Loader:
 
     @functools.cached_property
     def _cycle(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One period of "proportional": (stream [CYCLE], how many of that stream came before [CYCLE], examples per period [N])."""
+        """One period of "proportional": (stream [CYCLE], how many of it came before [CYCLE], examples per period [N])."""
         n = len(self.streams)
         if n == 1:
             return np.zeros(CYCLE, np.int64), np.arange(CYCLE), np.array([CYCLE])
@@ -243,7 +243,7 @@ class Loader:
     def _input_lengths(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
         lengths = np.zeros(len(rows), np.int64)
         for n in np.unique(task_ids):
-            lengths[task_ids == n] = self._caches[n].input_lengths()[rows[task_ids == n]]
+            lengths[task_ids == n] = self._caches[n].input_lengths(rows[task_ids == n])
         return lengths
 
     def _rows(self, task_ids: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +263,16 @@ class Loader:
 
 def make_loader(data: DataConfig, streams: Sequence[StreamData]) -> Loader:
     """The loader that a run's `DataConfig` asks for."""
-    return Loader(streams, data.sampling, data.batch_size, data.lengths, data.seed, data.with_replacement, data.trim_lengths, data.sort_window)
+    return Loader(
+        streams,
+        data.sampling,
+        data.batch_size,
+        data.lengths,
+        data.seed,
+        data.with_replacement,
+        data.trim_lengths,
+        data.sort_window,
+    )
 
 
 def assemble(caches: Sequence[TokenCache], task_ids: np.ndarray, rows: np.ndarray, lengths: dict[str, int]) -> Batch:

@@ -1,7 +1,7 @@
 """The SentencePiece vocabulary of a T5, without TensorFlow.
 
 The same ids and texts as `seqio.SentencePieceVocabulary(path, extra_ids=100)`: pad 0, EOS 1, unknown 2, and 100 sentinels
-`<extra_id_0>` ... `<extra_id_99>` on top of the pieces, the first of them with the highest id (Raffel et al. 2020, span corruption).
+`<extra_id_0>` ... `<extra_id_99>` on top of the pieces, the first of them with the highest id (Raffel et al. 2020).
 """
 
 import functools
@@ -33,13 +33,15 @@ class Vocabulary:
             self._model = self.path.read_bytes()
         except OSError as error:
             raise UserError(
-                f"Cannot read the vocabulary '{self.path}' ({error.strerror}); give a SentencePiece model in BackboneConfig.vocabulary."
+                f"Cannot read the vocabulary '{self.path}' ({error.strerror}); "
+                "give a SentencePiece model in BackboneConfig.vocabulary."
             ) from None
         self._processor = _load(self._model, self.path)
         specials = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if specials != (PAD_ID, EOS_ID, UNK_ID):
             raise UserError(
-                f"The vocabulary '{self.path}' has (pad, EOS, unknown) = {specials}, but a T5 needs (0, 1, 2); train it with these ids."
+                f"The vocabulary '{self.path}' has (pad, EOS, unknown) = {specials}, but a T5 needs (0, 1, 2); "
+                "train it with these ids."
             )
 
     @property
@@ -88,8 +90,8 @@ def check_vocabulary(vocabulary: Vocabulary, config: T5Config) -> None:
     """UserError when the model has fewer embeddings than the vocabulary has ids."""
     if config.vocab_size < vocabulary.vocab_size:
         raise UserError(
-            f"The model has T5Config.vocab_size={config.vocab_size}, fewer than the {vocabulary.vocab_size} ids ({EXTRA_IDS} sentinels "
-            f"included) of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that the model was trained with."
+            f"The model has T5Config.vocab_size={config.vocab_size}, fewer than the {vocabulary.vocab_size} ids ({EXTRA_IDS} "
+            f"sentinels included) of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that goes with the model."
         )
 
 

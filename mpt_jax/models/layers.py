@@ -5,6 +5,7 @@ Parameters carry logical axis names (T5X's), activations logical constraints tha
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -47,6 +48,35 @@ def relative_buckets(distance: jax.Array, bidirectional: bool, num_buckets: int,
     return (offset + jnp.where(behind < exact, behind, wide)).astype(jnp.int32)
 
 
+# The three functions below are cheap to compute and costly to store. Their backward passes keep the inputs only (softmax: the
+# output only); without this, a scan over layers would stack 2 [B, H, S, S] and 7 [B, S, F] arrays per layer.
+
+
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    y = (x32 * jax.lax.rsqrt(mean_square + epsilon)).astype(scale.dtype)
+    return y * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+@partial(jax.checkpoint, prevent_cse=False)
+def _gated_gelu(gate: jax.Array, x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(gate, approximate=True) * x
+
+
+@jax.custom_jvp
+def softmax(x: jax.Array) -> jax.Array:
+    """Softmax over the last axis."""
+    return jax.nn.softmax(x, axis=-1)
+
+
+@softmax.defjvp
+def _softmax_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y, dx = softmax(*primals), tangents[0]
+    return y, y * (dx - jnp.sum(y * dx, axis=-1, keepdims=True))
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + ε) * scale, statistics in float32, result in the activations' dtype."""
 
@@ -57,10 +87,7 @@ class RMSNorm(nn.Module):
         config = self.config
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
         scale = self.param("scale", init, (x.shape[-1],), config.param_dtype)
-        x = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        y = (x * jax.lax.rsqrt(mean_square + config.norm_epsilon)).astype(config.dtype)
-        return y * scale.astype(config.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return _rms_norm(x, scale.astype(config.dtype), config.norm_epsilon)
 
 
 class Dense(nn.Module):
@@ -112,7 +139,7 @@ class Embed(nn.Module):
 
 
 def float32_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Matrix product accumulated and returned in float32; bfloat16 operands stay bfloat16, so no float32 copy of V x D is made."""
+    """Matrix product accumulated and returned in float32; bfloat16 operands are not copied to float32 first."""
     dtype = jnp.promote_types(x.dtype, kernel.dtype)
     return jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
 
@@ -161,7 +188,7 @@ class Attention(nn.Module):
         scores = jnp.einsum("bhqk,bhsk->bhqs", query, key, preferred_element_type=jnp.float32)
         for bias in biases:  # added one by one: their sum over batch and heads is never stored
             scores = scores + bias
-        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(self.config.dtype))
+        weights = self.dropout(softmax(scores).astype(self.config.dtype))
         y = jnp.einsum("bhqs,bhsk->bhqk", weights, value)
         y = y.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[1], -1)
         return self.out(y)
@@ -190,8 +217,8 @@ class Mlp(nn.Module):
         if config.activation == "relu":
             y = jax.nn.relu(Dense(config, config.d_ff, axes, name="wi")(x))
         else:
-            gate = jax.nn.gelu(Dense(config, config.d_ff, axes, name="wi_0")(x), approximate=True)
-            y = gate * Dense(config, config.d_ff, axes, name="wi_1")(x)
+            gate = Dense(config, config.d_ff, axes, name="wi_0")(x)
+            y = _gated_gelu(gate, Dense(config, config.d_ff, axes, name="wi_1")(x))
         y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
         y = Dropout(config.dropout_rate, self.deterministic)(y)
         return Dense(config, config.d_model, ("mlp", "embed"), name="wo")(y)

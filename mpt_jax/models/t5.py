@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
 class Cache(NamedTuple):
     """State of step-by-step decoding; the leading axis of the four arrays is the layer, M the longest target."""
 
-    index: jax.Array  # int32 scalar, number of positions already decoded
+    position: jax.Array  # int32 scalar, number of tokens already decoded
     self_key: jax.Array  # [layers, B, H, M, K]
     self_value: jax.Array
     cross_key: jax.Array  # [layers, B, H, S, K]
@@ -86,7 +86,7 @@ class DecoderBlock(nn.Module):
         self,
         x: jax.Array,
         cache: LayerCache | None,
-        index: jax.Array | None,
+        position: jax.Array,
         encoded: jax.Array | None,
         self_bias: jax.Array,
         cross_bias: jax.Array,
@@ -98,12 +98,16 @@ class DecoderBlock(nn.Module):
         y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
         key, value = attention.keys_values(y)
         if cache is not None:
-            key = jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, index, axis=2)
-            value = jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, index, axis=2)
+            key = jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, position, axis=2)
+            value = jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, position, axis=2)
         x = x + dropout(attention(y, key, value, (self_bias,)))
 
         y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
-        cross = cross_attention.keys_values(encoded) if cache is None else (cache.cross_key, cache.cross_value)
+        if cache is not None:
+            cross = cache.cross_key, cache.cross_value
+        else:
+            assert encoded is not None, "decode needs the encoder's output or a cache"
+            cross = cross_attention.keys_values(encoded)
         x = x + dropout(cross_attention(y, *cross, (cross_bias,)))
 
         y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
@@ -141,8 +145,8 @@ class Decoder(nn.Module):
         return_hidden: bool,
     ) -> Decoded:
         config, dropout = self.config, Dropout(self.config.dropout_rate, deterministic)
-        index = None if cache is None else cache.index
-        query_positions = jnp.arange(x.shape[1]) + (0 if index is None else index)
+        position = jnp.zeros((), jnp.int32) if cache is None else cache.position
+        query_positions = position + jnp.arange(x.shape[1])
         key_positions = jnp.arange(x.shape[1] if cache is None else cache.self_key.shape[3])
         causal = key_positions[None, None, None, :] <= query_positions[None, None, :, None]
         position_bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(query_positions, key_positions)
@@ -153,12 +157,12 @@ class Decoder(nn.Module):
         layer_cache = None if cache is None else LayerCache(*cache[1:])
         source = None if encoded is None else encoded.astype(config.dtype)
         x, (hidden, self_cache) = layers(config, deterministic, return_hidden, name="layers")(
-            x, layer_cache, index, source, self_bias, mask_bias(mask)
+            x, layer_cache, position, source, self_bias, mask_bias(mask)
         )
         x = dropout(RMSNorm(config, name="decoder_norm")(x))
         logits = embed.attend(x) if config.tie_embeddings else LogitsDense(config, name="logits_dense")(x)
         if cache is not None:
-            cache = cache._replace(index=cache.index + x.shape[1], self_key=self_cache[0], self_value=self_cache[1])
+            cache = cache._replace(position=cache.position + x.shape[1], self_key=self_cache[0], self_value=self_cache[1])
         return Decoded(nn.with_logical_constraint(logits, ("batch", "length", "vocab")), hidden, cache)
 
 
@@ -179,7 +183,7 @@ def _stack(block: type[nn.Module], config: T5Config, layers: int, in_axes: tuple
 
 
 class T5(nn.Module):
-    """Encoder-decoder. Call as `T5(config).apply({"params": params}, ..., method="encode")`; dropout needs `rngs={"dropout": key}`."""
+    """Encoder-decoder: `T5(config).apply({"params": params}, ..., method="encode")`, with dropout also `rngs={"dropout": k}`."""
 
     config: T5Config
 

@@ -1,0 +1,286 @@
+"""Tasks from files: formats, splits, bad lines; and the same on real data where it is at hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import make_vocabulary
+
+from mpt_jax.config import DataConfig
+from mpt_jax.data.cache import mixture_tasks, open_task
+from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.errors import UserError
+
+REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+ROWS = {
+    "mnli": (
+        {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0, "idx": 7},
+        "mnli premise: It rains. hypothesis: It is wet.",
+        "0",
+    ),
+    "sst2": ({"sentence": "so good ", "label": 1}, "sst2 sentence: so good ", "1"),
+    "qnli": ({"question": "Who?", "sentence": "She.", "label": 1}, "qnli question: Who? sentence: She.", "1"),
+    "qqp": ({"question1": "a?", "question2": "b?", "label": 0}, "qqp question1: a? question2: b?", "0"),
+    "boolq": ({"question": "is it", "passage": "It is.", "label": 1}, "boolq question: is it passage: It is.", "1"),
+    "wic": (
+        {"word": "bank", "sentence1": "A bank.", "sentence2": "Banks.", "label": 0, "start1": 2},
+        "wic sentence1: A bank. sentence2: Banks. word: bank",
+        "0",
+    ),
+    "cb": ({"premise": "p", "hypothesis": "h", "label": "neutral"}, "cb premise: p hypothesis: h", "neutral"),  # words stay words
+    "stsb": ({"sentence1": "a", "sentence2": "b", "label": 3.71}, "stsb sentence1: a sentence2: b", "3.8"),
+    "winogrande": (
+        {"sentence": "The _ ran.", "option1": "cat", "option2": "dog", "label": 1},
+        "winogrande sentence: The _ ran. option1: cat option2: dog",
+        "1",
+    ),
+    "wsc": (
+        {"text": "Mark (the boss) told Pete he was (the boss).", "span1_text": "Mark", "span1_index": 0}
+        | {"span2_text": "he", "span2_index": 5, "label": 0},
+        "wsc text: * Mark * (the boss) told Pete # he # was (the boss).",
+        "0",
+    ),
+    "multirc": (
+        {
+            "paragraph": "<b>Sent 1: </b>A.<br>B.",
+            "question": "q?",
+            "answer": "a",
+            "label": 1,
+            "idx": {"paragraph": 3, "question": 4},
+        },
+        "multirc question: q? answer: a paragraph: Sent 1: A. B.",
+        "1",
+    ),
+    "squad": (
+        {"question": "How many?", "context": "Just 308 (three) points, é.", "answers": {"text": ["308 (three)"]}, "id": "x"},
+        "squad question: How many ?  context: Just 308 ( three ) points , é . ",
+        "308 ( three )",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    return Vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return DataConfig("", {"inputs": 64, "targets": 16}, 4, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of MPT_JAX_DATA, empty."""
+    path = tmp_path / "data"
+    path.mkdir()
+    monkeypatch.setenv("MPT_JAX_DATA", str(path))
+    return path
+
+
+def write(folder: Path, task: str, **splits: list) -> None:
+    """Writes the splits of a task and registers it as a new process would."""
+    from tasks import files
+
+    (folder / task).mkdir(exist_ok=True)
+    for split, rows in splits.items():
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.register()
+
+
+@pytest.mark.parametrize("task", ROWS)
+def test_formats_of_the_literature(folder, data, vocabulary, task):
+    row, inputs, target = ROWS[task]
+    write(folder, task, train=[row], validation=[row, row])
+    cache = open_task(data, f"files_{task}", "train", vocabulary)
+    assert cache.text(0)["inputs_pretokenized"] == inputs
+    assert cache.target_text(0) == target
+    perfect = cache.score([target])
+    if task != "stsb":  # no correlation of a single pair
+        # The only pair of qqp is a negative one, of which there is no F1.
+        assert perfect == {name: 0.0 if task == "qqp" and name == "f1" else 100.0 for name in perfect} != {}
+    assert cache.meta["scoring"] is not None  # scores without TensorFlow
+
+
+def test_record_has_a_copy_for_each_answer_and_scores_it_once(folder, data, vocabulary):
+    row = {
+        "passage": "Ann met Bob.\n@highlight\nThey ran\n@highlight\nfar",
+        "query": "@placeholder ran.",
+        "entities": ["Ann", "Bob"],
+        "answers": ["Ann", "Bob"],
+        "idx": {"passage": 1, "query": 2},
+    }
+    write(folder, "record", train=[row, {**row, "answers": []}], validation=[row])
+    cache = open_task(data, "files_record", "train", vocabulary)
+    inputs = "record query: @placeholder ran. entities: Ann, Bob passage: Ann met Bob. They ran. far"
+    assert [cache.text(i)["inputs_pretokenized"] for i in range(len(cache))] == [inputs, inputs]
+    assert cache.targets_text == ["Ann", "Bob"]
+    assert cache.score(["bob", "bob"]) == {"em": 100.0, "f1": 100.0}
+
+
+def test_any_rows_with_inputs_and_targets(folder, data, vocabulary):
+    rows = [{"inputs": f"the cat {i}", "targets": i % 2, "note": None} for i in range(6)]
+    write(folder, "mine_plain", train=rows, validation=rows[:4])
+    cache = open_task(data, "files_mine_plain", "train", vocabulary)
+    assert cache.text(3) == {"inputs_pretokenized": "the cat 3", "targets_pretokenized": "1"}
+    assert cache.score(["1", "1"], [0, 1]) == {"accuracy": 50.0}
+    assert mixture_tasks(data, "files_mine_plain") == [("files_mine_plain", 1.0)]
+
+
+def test_several_answers_and_questions_under_any_name(folder, data, vocabulary):
+    write(folder, "mine_answers", train=[{"inputs": "who", "targets": "Ann", "answers": ["Ann", "Bob"]}], validation=[])
+    assert open_task(data, "files_mine_answers", "train", vocabulary).score(["the bob"]) == {"em": 100.0, "f1": 100.0}
+    question = {"question": "Who?", "context": "Ann.", "answers": ["Ann"]}
+    write(folder, "mine_questions", train=[question, {**question, "answers": [""]}], validation=[])
+    cache = open_task(data, "files_mine_questions", "train", vocabulary)  # the question without an answer is left out
+    assert len(cache) == 1 and cache.text(0)["inputs_pretokenized"] == "mine_questions question: Who ?  context: Ann . "
+
+
+@pytest.mark.parametrize("size, expected", [(9_999, (9_999, 150, 151)), (10_000, (9_000, 1_000, 301))])
+def test_test_split_by_attempts_rule(folder, size, expected):
+    from tasks import files
+
+    task = f"mine_{size}"
+    write(
+        folder,
+        task,
+        train=[{"inputs": f"train {i}", "targets": "x"} for i in range(size)],
+        validation=[{"inputs": f"validation {i}", "targets": "x"} for i in range(301)],
+    )
+    splits = {name: files.split_rows(task, ("inputs", "targets"), name) for name in ("train", "validation", "test")}
+    assert tuple(map(len, splits.values())) == expected
+    texts = [row["inputs"] for rows in splits.values() for row in rows]
+    assert len(set(texts)) == size + 301  # disjoint, and nothing is lost
+    assert files.split_rows(task, ("inputs", "targets"), "validation") == splits["validation"]
+    first = [int(row["inputs"].split()[1]) for row in splits["validation"]]
+    assert first != list(range(len(first)))  # a random choice
+
+
+def test_a_given_test_file_is_the_test_split(folder, data, vocabulary):
+    rows = [{"inputs": f"the cat {i}", "targets": "yes"} for i in range(9)]
+    write(folder, "mine_three", train=rows[:4], validation=rows[4:6], test=rows[6:])
+    for split, expected in (("train", rows[:4]), ("validation", rows[4:6]), ("test", rows[6:])):
+        cache = open_task(data, "files_mine_three", split, vocabulary)
+        assert [cache.text(i)["inputs_pretokenized"] for i in range(len(cache))] == [row["inputs"] for row in expected]
+
+
+def test_a_changed_file_is_read_again_and_a_touched_one_is_not(folder, data, vocabulary):
+    rows = [{"inputs": "the cat", "targets": "yes"}, {"inputs": "the dog", "targets": "no"}]
+    write(folder, "mine_changing", train=rows, validation=rows)
+    first = open_task(data, "files_mine_changing", "train", vocabulary)
+    built = (first.folder / "meta.json").stat().st_mtime_ns
+    (folder / "mine_changing" / "train.jsonl").touch()
+    again = open_task(data, "files_mine_changing", "train", vocabulary)
+    assert again.folder == first.folder and (again.folder / "meta.json").stat().st_mtime_ns == built
+    write(folder, "mine_changing", train=[{"inputs": "the red", "targets": "yes"}, rows[1]])  # of the same size
+    assert open_task(data, "files_mine_changing", "train", vocabulary).text(0)["inputs_pretokenized"] == "the red"
+
+
+def test_another_folder_is_another_cache_and_both_stay(folder, data, vocabulary, tmp_path, monkeypatch):
+    write(folder, "mine_twice", train=[{"inputs": "the cat", "targets": "yes"}], validation=[])
+    first = open_task(data, "files_mine_twice", "train", vocabulary)
+    other = tmp_path / "other"
+    other.mkdir()
+    monkeypatch.setenv("MPT_JAX_DATA", str(other))
+    write(other, "mine_twice", train=[{"inputs": "the dog", "targets": "yes"}], validation=[])
+    assert open_task(data, "files_mine_twice", "train", vocabulary).text(0)["inputs_pretokenized"] == "the dog"
+    monkeypatch.setenv("MPT_JAX_DATA", str(folder))
+    assert open_task(data, "files_mine_twice", "train", vocabulary).folder == first.folder
+
+
+BAD = {
+    "not JSON": ('{"inputs": "a", "targets"', r"train.jsonl line 3 is not JSON"),
+    "not an object": ("[1, 2]", r"train.jsonl line 3 is not a JSON object but a list"),
+    "a missing field": ('{"inputs": "a", "answer": "b"}', r"line 3 has no field 'targets' \(it has inputs, answer\)"),
+    "a list for text": ('{"inputs": ["a"], "targets": "b"}', r"line 3: 'inputs' must be text"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_lines_are_named(folder, data, vocabulary, kind):
+    line, message = BAD[kind]
+    task = f"mine_bad_{kind.replace(' ', '_')}"
+    write(folder, task, train=[{"inputs": "a", "targets": "b"}, "", line], validation=[])
+    with pytest.raises(UserError, match=message):
+        open_task(data, f"files_{task}", "train", vocabulary)
+
+
+def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
+    with pytest.raises(UserError, match=r"There is no .*rte/train\.jsonl"):
+        open_task(data, "files_rte", "train", vocabulary)
+    write(folder, "mine_lonely", train=[{"inputs": "a", "targets": "b"}])
+    with pytest.raises(UserError, match=r"'files_mine_lonely' has no split 'validation' \(it has train\)"):
+        open_task(data, "files_mine_lonely", "validation", vocabulary)
+    with pytest.raises(UserError, match="Did you mean 'files_mine_lonely'"):
+        open_task(data, "files_mine_loneyl", "train", vocabulary)
+    (folder / "mine_lonely" / "train.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="has no rows"):
+        open_task(data, "files_mine_lonely", "train", vocabulary)
+    monkeypatch.delenv("MPT_JAX_DATA")
+    with pytest.raises(UserError, match="MPT_JAX_DATA, which is not set"):
+        open_task(data, "files_rte", "train", vocabulary)
+
+
+def test_real_mixture_is_registered_without_a_download(data, vocabulary):
+    rates = dict(mixture_tasks(data, "mpt_sources", vocabulary))
+    assert list(rates) == ["mnli", "qnli", "qqp", "sst2", "squad", "record"]
+    assert rates["mnli"] == rates["qqp"] == 2**18 and rates["sst2"] == 67_349
+
+
+def tfds_rows(name: str):
+    """Three made-up rows with exactly the fields that TFDS declares for a dataset."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.testing import mocking
+
+    dataset, _, config = name.partition(":")[0].partition("/")
+    builder = tfds.builder_cls(dataset)(**({"config": config} if config else {}), data_dir="/nonexistent")
+    generator = mocking.RandomFakeGenerator(builder.info.features, num_examples=3)
+    signature = builder.info.features.get_tensor_spec()
+    return tf.data.Dataset.from_generator(lambda: iter(generator), output_signature=signature)
+
+
+@pytest.mark.parametrize("task", ["mnli", "qnli", "qqp", "sst2", "squad", "record"])
+def test_formats_fit_the_fields_of_tfds(task):
+    from tasks import mpt_sources, preprocessors
+
+    rows = list(preprocessors.format_of(task).preprocessor(tfds_rows(mpt_sources.SOURCES[task][0])).as_numpy_iterator())
+    assert rows
+    for row in rows:
+        assert row["inputs"].startswith(f"{task} ".encode()) and isinstance(row["targets"], bytes)
+
+
+REAL = {  # task: examples of (train, validation, test) by ATTEMPT's rule
+    "sst2": (18_998, 1_000, 872),
+    "mnli": (9_999, 1_000, 1_000),
+    "qnli": (18_329, 1_000, 2_000),
+    "qqp": (8_999, 500, 500),
+    "rte": (2_490, 138, 139),
+    "cb": (250, 28, 28),
+    "boolq": (2_270, 500, 500),
+    "tydiqa_goldp_en": (3_696, 574, 574),
+}
+
+
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"{REAL_DATA} is not here: real task data is not part of the project")
+def test_real_tasks(data, monkeypatch):
+    from tasks import files
+
+    monkeypatch.setenv("MPT_JAX_DATA", str(REAL_DATA / "tasks"))
+    files.register()
+    vocabulary = Vocabulary(REAL_DATA / "t5_vocab" / "sentencepiece.model")
+    data = dataclasses.replace(data, lengths={"inputs": 256, "targets": 32})
+    for task, sizes in REAL.items():
+        caches = [open_task(data, f"files_{task}", split, vocabulary) for split in ("validation", "test")]
+        assert tuple(map(len, caches)) == sizes[1:]
+        for cache in caches:
+            assert cache.score(cache.targets_text) == dict.fromkeys(cache.score(cache.targets_text), 100.0)
+            assert vocabulary.decode(cache.inputs(0)).startswith(f"{task} ")
+            assert (cache.labels is None) == (task == "tydiqa_goldp_en")
+    train = open_task(data, "files_cb", "train", vocabulary)
+    assert len(train) == 250 and sorted(set(train.labels)) == ["0", "1", "2"]
+    assert np.mean([len(train.inputs(i)) for i in range(250)]) > 50
