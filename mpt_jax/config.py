@@ -85,7 +85,9 @@ class DataConfig:
     cache_dir: str = "~/.cache/mpt_jax"
     sampling: str = "proportional"  # "proportional" (seqio's rates), "bank" (equal shares) or "mpt" (K random tasks)
     with_replacement: bool = False  # of "mpt" sampling's K tasks, as the published code draws them
-    trim_lengths: tuple[int, ...] = ()  # shorter input lengths that a batch is trimmed to where its examples fit; each is compiled
+    trim_lengths: tuple[
+        int, ...
+    ] = ()  # shorter input lengths that a batch is trimmed to where its examples fit; each is compiled
     sort_window: int = 1  # "proportional": the examples of so many batches are sorted by length into them, so that trimming pays
     seed: int = 0
 
@@ -128,7 +130,7 @@ class PromptConfig:
         _check(self.rank > 0, f"PromptConfig.rank must be positive, not {self.rank}")
         _check(
             0 < self.length <= self.max_length,
-            f"PromptConfig.length (PROMPT_LENGTH) must be between 1 and PromptConfig.max_length={self.max_length}, not {self.length}",
+            f"PromptConfig.length (PROMPT_LENGTH) must be from 1 to PromptConfig.max_length={self.max_length}, not {self.length}",
         )
         for init, field in (("labels", "init_labels"), ("text", "init_text"), ("file", "init_file")):
             if self.init == init:
@@ -167,7 +169,9 @@ class OptimizerConfig:
     weight_decay: float = 1e-5  # Adafactor: not multiplied by the learning rate; AdamW: multiplied, as in PyTorch
     clip_norm: float = 0.0  # global norm of each group's gradient; 0 = off
     decay_rate: float = 0.8  # Adafactor's β2 exponent
-    decay_offset: int = 0  # steps the preconditioner counts as already taken are its negative: T5X prompts on a 1.1M-step model = -1_100_000
+    decay_offset: int = (
+        0  # steps the preconditioner counts as already taken are its negative: T5X prompts on a 1.1M-step model = -1_100_000
+    )
     factored: bool = False  # factored second moments, for model tuning
     scale_by_parameter: bool = False  # multiply the step by the parameter's RMS, for model tuning
     b1: float = 0.9
@@ -193,9 +197,9 @@ class TrainConfig:
     model_dir: str
     seed: int = 0
     log_period: int = 50
-    eval_period: int = 500  # 0 = only at the end; the best prompt of each group by validation score is kept apart
+    eval_period: int = 500  # 0 = no validation, the last prompt is the result; else the best of each group by validation score
     max_eval_examples: int = 0  # of each task's split; 0 = all
-    checkpoint_period: int = 500  # 0 = only at the end
+    checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
     tensorboard: bool = True
 

@@ -41,8 +41,9 @@ def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig
     KL compares softmax(logits / τ) on target positions (without the factor τ² that some add, so λ = 0.9 at τ ≠ 1 means
     the formula of the paper). Hidden states are compared where both have an unmasked position: encoder positions are
     matched from the right, so that text meets text when the teacher's prompt has another length; decoder positions are
-    those with a target. An example without any target (a row that fills up a batch) counts nowhere. `hidden_layers="last"` takes each stack's output after its final norm, "all" also every block
-    before the last (the hidden states that transformers reports). The teacher gets no gradient.
+    those with a target. An example without any target (a row that fills up a batch) counts nowhere. "last" hidden layers
+    are each stack's output after its final norm, "all" has every block before the last, too (the hidden states that
+    transformers reports). The teacher gets no gradient.
     """
     teacher = jax.lax.stop_gradient(teacher)
     weights = batch["loss_weights"].astype(jnp.float32)

@@ -124,7 +124,7 @@ def evaluate(
 
     Args:
         prompt_ids: the prompt of each cache, where it is not its own number.
-        max_examples: of each cache, evenly spread over it; 0 = all.
+        max_examples: of each cache, a random choice that is always the same; 0 = all.
     """
     chosen = [examined(len(cache), max_examples) for cache in caches]
     inputs = [cache.inputs(int(i)) for cache, rows in zip(caches, chosen, strict=True) for i in rows]
@@ -175,10 +175,13 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
 
 
 def examined(length: int, max_examples: int) -> np.ndarray:
-    """The rows to look at: all, or `max_examples` evenly spread ones."""
+    """The rows to look at: all, or `max_examples` random ones, always the same.
+
+    Evenly spread ones would not do: where labels alternate, every second or third row may have one and the same.
+    """
     if not max_examples or max_examples >= length:
         return np.arange(length)
-    return np.arange(max_examples) * length // max_examples
+    return np.sort(np.random.default_rng(0).permutation(length)[:max_examples])
 
 
 def _bucket(length: int, longest: int) -> int:

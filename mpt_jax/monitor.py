@@ -76,6 +76,15 @@ class Meter:
         if not all_finite(trainable):
             raise self._broken(self._step, "The parameters are", range(len(self._tasks)))
 
+    def sums(self) -> dict[str, list[float]]:
+        """What has been summed up since the last record, for the checkpoint: a resumed run then logs what it would have logged."""
+        self._collect()
+        return {name: np.atleast_1d(value).tolist() for name, value in self._sums.items()}
+
+    def load(self, sums: dict[str, list[float]]) -> None:
+        """From the checkpoint."""
+        self._sums = {name: np.asarray(value) for name, value in sums.items()}
+
     def _collect(self) -> None:
         pending, self._pending = jax.device_get(self._pending), []
         for metrics in pending:

@@ -55,11 +55,13 @@ def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     spec: list[str | None] = []
     for axis, size in zip(axes, shape, strict=True):
         target = RULES[axis] if axis is not None else None
-        if target is None or target in used or size % mesh.shape[target]:
+        if target is None or target in used or mesh.shape[target] == 1 or size % mesh.shape[target]:
             spec.append(None)
         else:
             used.add(target)
             spec.append(target)
+    while spec and spec[-1] is None:  # as XLA writes the place of a result: an equal place with another name is compiled anew
+        spec.pop()
     return PartitionSpec(*spec)
 
 

@@ -20,9 +20,7 @@ class Output(NamedTuple):
     decoder_output: jax.Array | None = None  # [B,L,D] after the final norm, with hidden="last" or "all"
 
 
-def inject(
-    prompt: jax.Array, x: jax.Array, mask: jax.Array, prompt_mask: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+def inject(prompt: jax.Array, x: jax.Array, mask: jax.Array, prompt_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Put soft tokens before embedded inputs; embeddings and mask come back together, so they cannot disagree.
 
     Args:
@@ -90,6 +88,4 @@ def forward(
     if hidden != "none":
         norm = RMSNorm(model.config)
         decoder_output = norm.apply({"params": params["decoder"]["decoder_norm"]}, decoded.hidden[-1])
-    return Output(
-        decoded.logits, encoded.hidden, encoded.output, mask, decoded.hidden if every else None, decoder_output
-    )
+    return Output(decoded.logits, encoded.hidden, encoded.output, mask, decoded.hidden if every else None, decoder_output)

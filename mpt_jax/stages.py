@@ -33,8 +33,9 @@ RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
 START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
 # What two calls may differ in without their scores being of different experiments: places, speed, what is written when.
 FREE = frozenset(
-    "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir data.trim_lengths "
-    "data.task_modules decode.batch_size partition infer backbone.checkpoint backbone.vocabulary prompt.init_file".split()
+    "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
+    "data.trim_lengths data.task_modules decode.batch_size partition infer backbone.checkpoint backbone.vocabulary "
+    "prompt.init_file".split()
 )
 
 

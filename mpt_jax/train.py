@@ -89,7 +89,8 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
     store = (
         Store(folder.path, keep=config.keep_checkpoints, fingerprint=backbone.fingerprint) if config.checkpoint_period else None
     )
-    if store is not None and (restored := store.restore(state, best.tree())) is not None:
+    restored = store.restore(state, best.tree()) if store is not None else None
+    if restored is not None:
         state = restored.state
         best.load(restored.best)
     first = int(state.step)
@@ -100,6 +101,8 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         task_ids=lambda step: loader.batch(step)["task_ids"],
         last_good=lambda: store.latest() if store is not None else None,
     )
+    if restored is not None:
+        meter.load(restored.meta["sums"])
     progress = Progress(
         folder.path,
         steps=config.steps,
@@ -130,7 +133,8 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         if store is not None:
             meter.check(state.trainable)
             position = {"step": step, "seed": experiment.data.seed}
-            store.save(step, state, best.tree() if config.eval_period else None, {"loader": position})
+            meta = {"loader": position, "sums": meter.sums()}
+            store.save(step, state, best.tree() if config.eval_period else None, meta)
 
     try:
         with Interrupt() as interrupt:
@@ -201,9 +205,9 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
         params = {"backbone": import_hf(path, experiment.backbone.architecture)[1]}
         best = [record["score"] for record in history if record["kind"] == "validation" and record["score"] is not None]
         return TrainResult(params, path, history, np.asarray([max(best, default=math.nan)]))
-    params, meta = load_prompts(folder.path)
+    prompts, meta = load_prompts(folder.path)
     scores = np.asarray([math.nan if score is None else score for score in meta["scores"]])
-    return TrainResult(params, folder.path / FILE_NAME, history, scores)
+    return TrainResult(prompts, folder.path / FILE_NAME, history, scores)
 
 
 def _scores(best: np.ndarray) -> np.ndarray:

@@ -53,7 +53,7 @@ def choose_sources(
 
 
 def training_rows(stream: StreamConfig, cache: TokenCache) -> np.ndarray:
-    """The stream's training examples, or MAX_EXAMPLES of them, evenly spread."""
+    """The stream's training examples, or MAX_EXAMPLES of them."""
     rows = k_shot_rows(cache, stream.k_shot, stream.seed)
     return rows[examined(len(rows), MAX_EXAMPLES)]
 

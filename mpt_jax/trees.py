@@ -78,5 +78,5 @@ def fingerprint(tree: Tree) -> str:
     for path, leaf in sorted(flatten(tree).items()):
         values = np.ascontiguousarray(np.asarray(leaf).astype(np.float32))
         digest.update(f"{path}{values.shape}".encode())
-        digest.update(values)  # hashed in place: a copy of an XXL matrix as bytes would double its memory
+        digest.update(values.data)  # hashed in place: a copy of an XXL matrix as bytes would double its memory
     return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""What the embedded T5, `mini`, is pretrained on, and its vocabulary.
+"""What the embedded T5, `mini`, is pretrained on.
 
-Two mixtures, for the two stages of its pretraining (`gin/studies/pretrain_mini.gin`, `gin/studies/adapt_mini.gin`): span corruption
-and then prefix language modelling, on English (`$MPT_JAX_CORPUS`) and on running text of the generated suite, and in both the
-auxiliary exercises of `sketch_text.py`. No example of the suite's ten tasks is among it.
+Two mixtures, for the two stages of its pretraining (`gin/studies/pretrain_mini.gin`, `adapt_mini.gin`): span corruption and then
+prefix language modelling, on English (`$MPT_JAX_CORPUS`) and on running text of the generated suite, and in both the auxiliary
+exercises of `sketch_text.py`. No example of the suite's ten tasks is among it.
 """
 
 import functools

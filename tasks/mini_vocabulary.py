@@ -1,6 +1,6 @@
 """Trains the SentencePiece vocabulary of the embedded T5, `mini`.
 
-    MPT_JAX_CORPUS=FOLDER python -m tasks.mini_vocabulary sentencepiece.model
+MPT_JAX_CORPUS=FOLDER python -m tasks.mini_vocabulary sentencepiece.model
 """
 
 import random
@@ -18,6 +18,7 @@ ENGLISH_CHARACTERS = 8_000_000  # of the corpus
 
 def train_vocabulary(path: Path) -> None:
     """Trains mini's SentencePiece model: unigram, case-folding, ids 0 pad, 1 EOS, 2 unknown."""
+
     def lines() -> Iterator[str]:
         rng, characters = random.Random(0), 0
         for document in pretrain.documents(pretrain.corpus_files()):

@@ -30,6 +30,7 @@ import seqio
 from mpt_jax import metrics
 from tasks import features
 from tasks import sketch_world as world
+from tasks.sketch_senses import SENSES
 
 SEED = 20230301
 SPLITS = {"train": (0, 1, 2, 3, 4, 5, 6), "validation": (7,), "test": (8, 9)}  # buckets of the hash, out of ten
@@ -82,7 +83,7 @@ def question_entailment(rng: random.Random, label: str) -> Example:
     if label == "no":
         fixed = tuple(f for f in ("agent", "verb", "object") if f != {"who": "agent", "what": "object"}.get(asked))
         if asked in ("where", "when") and rng.random() < 0.4:
-            shown = dataclasses.replace(event, **{"place" if asked == "where" else "time": ""})
+            shown = dataclasses.replace(event, place="") if asked == "where" else dataclasses.replace(event, time="")
         else:
             shown = world.alter(rng, event, fixed)
     elif rng.random() < 0.4:
@@ -96,7 +97,11 @@ def paraphrase(rng: random.Random, label: str) -> Example:
     event = world.draw_event(rng, detail=0.6, negation=0.2)
     other = world.synonym(rng, event)
     if label == "no":
-        other = world.contradict(rng, other) if rng.random() < 0.4 else world.alter(rng, other, ("agent", "verb", "object", "place", "time"))
+        other = (
+            world.contradict(rng, other)
+            if rng.random() < 0.4
+            else world.alter(rng, other, ("agent", "verb", "object", "place", "time"))
+        )
     first, second = (event, other) if rng.random() < 0.5 else (other, event)
     text = _join(sentence1=world.sentence(first, rng), sentence2=world.sentence(second, rng))
     return text, label, f"{dataclasses.replace(event, negated=False)}"
@@ -142,7 +147,10 @@ def span_qa(rng: random.Random, label: str) -> Example:
     event = rng.choice(events)
     asked = rng.choice(["who", "what"] + ["where"] * bool(event.place) + ["when"] * bool(event.time))
     about = dataclasses.replace(event, adjective="") if asked != "what" and rng.random() < 0.5 else event
-    about = dataclasses.replace(about, **{f: "" for f in ("place", "time") if rng.random() < 0.6 and f != {"where": "place", "when": "time"}.get(asked)})
+    if rng.random() < 0.6 and asked != "where":
+        about = dataclasses.replace(about, place="")
+    if rng.random() < 0.6 and asked != "when":
+        about = dataclasses.replace(about, time="")
     text = _join(question=world.question(about, asked), context=_tell(rng, events))
     return text, world.answer(event, asked), f"{sorted(map(str, events))}"
 
@@ -190,16 +198,19 @@ INFINITIVES = {
 
 def commitment(rng: random.Random, label: str) -> Example:
     event = world.draw_event(rng, person=0.2, detail=0.3)
+    denied = rng.random() < 0.5  # the hypothesis may be the negation of what is embedded; "maybe" stays
+    held = {"yes": "no", "no": "yes"}.get(label, label) if denied else label
     if rng.random() < 0.5:
         speaker = rng.choice([n for n in world.NAMES if n not in (event.agent, event.object)])
-        frame = rng.choice(CLAUSES[label])
+        frame = rng.choice(CLAUSES[held])
         premise = f"{speaker} {frame} {world.sentence(event, form='active')}"
     else:
-        frame = rng.choice(INFINITIVES[label])
+        frame = rng.choice(INFINITIVES[held])
         verb = world.VERBS[event.verb].base
         rest = world.sentence(event, form="active").split()[2:]
         premise = f"{event.agent} {frame} {verb} {' '.join(rest)}"
-    hypothesis = world.sentence(world.generalise(rng, event), form="active")
+    claim = dataclasses.replace(event, negated=True) if denied else world.generalise(rng, event)
+    hypothesis = world.sentence(claim, form="active")
     return _join(premise=premise, hypothesis=hypothesis), label, f"{frame} {event}"
 
 
@@ -220,20 +231,29 @@ def adversarial_paraphrase(rng: random.Random, label: str) -> Example:
         elif kind == 1:
             others = [dataclasses.replace(one, agent=two.agent), dataclasses.replace(two, agent=one.agent)]
         else:
-            fields = {"place": two.place, "time": two.time, "adjective": two.adjective} if not one.about_person and not two.about_person else {}
+            fields = (
+                {"place": two.place, "time": two.time, "adjective": two.adjective}
+                if not one.about_person and not two.about_person
+                else {}
+            )
             fields = {k: v for k, v in fields.items() if v != getattr(one, k)} or {"agent": two.agent}
             field = rng.choice(sorted(fields))
-            others = [dataclasses.replace(one, **{field: getattr(two, field)}), dataclasses.replace(two, **{field: getattr(one, field)})]
+            others = [
+                dataclasses.replace(one, **{field: getattr(two, field)}),
+                dataclasses.replace(two, **{field: getattr(one, field)}),
+            ]
         if rng.random() < 0.5:
             others.reverse()
-        first, second = (f"{a[:-2]} and {b}" for a, b in ((world.sentence(x, rng), world.sentence(y, rng)) for x, y in ((one, two), others)))
+        first, second = (
+            f"{a[:-2]} and {b}" for a, b in ((world.sentence(x, rng), world.sentence(y, rng)) for x, y in ((one, two), others))
+        )
         facts = f"{sorted(map(str, (one, two)))}"
     return _join(sentence1=first, sentence2=second), label, facts
 
 
 def word_sense(rng: random.Random, label: str) -> Example:
-    word = rng.choice(list(world.SENSES))
-    one, two = rng.sample(list(world.SENSES[word].values()), 2)
+    word = rng.choice(list(SENSES))
+    one, two = rng.sample(list(SENSES[word].values()), 2)
     pair = rng.sample(one, 2) if label == "yes" else [rng.choice(one), rng.choice(two)]
     rng.shuffle(pair)
     first, second = (f"{phrase.format(n=rng.choice(world.NAMES))} ." for phrase in pair)

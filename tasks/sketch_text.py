@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 
 from tasks import sketch_world as world
+from tasks.sketch_senses import SENSES
 
 Exercise = tuple[str, str]  # inputs, target
 
@@ -49,7 +50,8 @@ def _lesson(rng: random.Random) -> str:
             others = " and ".join(rng.sample([n for n in world.CATEGORIES[category] if n != noun], 2))
             lines.append(f"{world.article(noun)} {noun} is {world.article(category)} {category} , like {others} .")
         elif kind == 1 and verb.same:
-            lines.append(f"to {verb.base} is to {verb.same} ; {verb.past} means {world.VERBS[verb.same].past if verb.same in world.VERBS else verb.same} .")
+            past = world.VERBS[verb.same].past if verb.same in world.VERBS else verb.same
+            lines.append(f"to {verb.base} is to {verb.same} ; {verb.past} means {past} .")
         elif kind == 2 and verb.opposite and verb.opposite in world.VERBS:
             lines.append(f"who {verb.past} it did not {verb.opposite} it .")
         else:
@@ -65,18 +67,24 @@ def _visit(rng: random.Random) -> str:
     said = []
     for aspect in aspects:
         good, bad = world.ASPECTS[aspect]
-        said.append(f"the {aspect} was {rng.choice(good if pleased else bad)}" if rng.random() < 0.7 else
-                    f"the {aspect} was not {rng.choice(bad if pleased else good)}")
-    end = rng.choice(("we loved it", "a great evening", "we will come again", "it was wonderful") if pleased else
-                     ("we hated it", "a poor evening", "we will never come again", "it was terrible"))
+        said.append(
+            f"the {aspect} was {rng.choice(good if pleased else bad)}"
+            if rng.random() < 0.7
+            else f"the {aspect} was not {rng.choice(bad if pleased else good)}"
+        )
+    end = rng.choice(
+        ("we loved it", "a great evening", "we will come again", "it was wonderful")
+        if pleased
+        else ("we hated it", "a poor evening", "we will never come again", "it was terrible")
+    )
     first = f"{said[0]} and {said[1]}" if rng.random() < 0.5 else f"{said[0]} . {said[1]}"
     return f"{first} . {said[2]} . {end} ."
 
 
 def _senses(rng: random.Random) -> str:
     """Several sentences with one word in one sense, and what it is there."""
-    word = rng.choice(list(world.SENSES))
-    gloss, phrases = rng.choice(list(world.SENSES[word].items()))
+    word = rng.choice(list(SENSES))
+    gloss, phrases = rng.choice(list(SENSES[word].items()))
     lines = [f"{p.format(n=rng.choice(world.NAMES))} ." for p in rng.sample(phrases, rng.choice((2, 3)))]
     return " ".join(lines) + f" here the {word} is {world.article(gloss)} {gloss} ."
 
@@ -105,7 +113,13 @@ def _reports(rng: random.Random) -> str:
     return " ".join(rng.choice(frames))
 
 
-TEXTS: tuple[tuple[Callable[[random.Random], str], int], ...] = ((_story, 6), (_lesson, 2), (_visit, 2), (_senses, 2), (_reports, 2))
+TEXTS: tuple[tuple[Callable[[random.Random], str], int], ...] = (
+    (_story, 6),
+    (_lesson, 2),
+    (_visit, 2),
+    (_senses, 2),
+    (_reports, 2),
+)
 
 
 def text(seed: int, documents: int) -> Iterator[str]:
@@ -123,7 +137,13 @@ VERDICTS = (("yes", "no"), ("true", "false"), ("right", "wrong"), ("good", "bad"
 
 def _record(event: world.Event) -> str:
     done = "not done" if event.negated else "done"
-    fields = {"agent": event.agent, "action": event.verb, "thing": f"{event.adjective} {event.object}".strip(), "place": event.place, "time": event.time}
+    fields = {
+        "agent": event.agent,
+        "action": event.verb,
+        "thing": f"{event.adjective} {event.object}".strip(),
+        "place": event.place,
+        "time": event.time,
+    }
     return " ; ".join([f"{k} {v}" for k, v in fields.items() if v] + ([done] if event.negated else []))
 
 
@@ -149,7 +169,9 @@ def _reword(rng: random.Random) -> Exercise:
     if kind == "more general":
         if event.object in world.HYPERNYM:
             event = dataclasses.replace(event, object=world.HYPERNYM[event.object])
-        return f"in general terms : {source}", world.sentence(dataclasses.replace(event, adjective="", place="", time=""), form="active")
+        return f"in general terms : {source}", world.sentence(
+            dataclasses.replace(event, adjective="", place="", time=""), form="active"
+        )
     return f"the contrary : {source}", world.sentence(dataclasses.replace(event, negated=not event.negated), form="active")
 
 
@@ -177,7 +199,7 @@ def _word(rng: random.Random) -> Exercise:
 def _word_pair(rng: random.Random) -> Exercise:
     """Do two words mean the same, or is one the other's kind?"""
     yes, no = rng.choice(VERDICTS)
-    noun, other = rng.sample(world.NOUNS, 2)
+    noun, _ = rng.sample(world.NOUNS, 2)
     agree = rng.random() < 0.5
     if rng.random() < 0.5:
         category = world.HYPERNYM[noun] if agree else rng.choice([c for c in world.CATEGORIES if c != world.HYPERNYM[noun]])
@@ -245,13 +267,14 @@ def _turn(rng: random.Random) -> Exercise:
 
 
 def _gloss(rng: random.Random) -> Exercise:
-    word = rng.choice(list(world.SENSES))
-    gloss, phrases = rng.choice(list(world.SENSES[word].items()))
+    word = rng.choice(list(SENSES))
+    gloss, phrases = rng.choice(list(SENSES[word].items()))
     return f"what is the {word} here ? {rng.choice(phrases).format(n=rng.choice(world.NAMES))} .", gloss
 
 
 EXERCISES: tuple[tuple[Callable[[random.Random], Exercise], int], ...] = (
-    (_parse, 3), (_tell, 1), (_reword, 3), (_word, 2), (_word_pair, 2), (_check, 6), (_lookup, 4), (_difference, 4), (_roles, 2), (_turn, 2), (_gloss, 2),
+    (_parse, 3), (_tell, 1), (_reword, 3), (_word, 2), (_word_pair, 2), (_check, 6), (_lookup, 4),
+    (_difference, 4), (_roles, 2), (_turn, 2), (_gloss, 2),
 )  # fmt: skip
 
 

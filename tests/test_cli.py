@@ -1,7 +1,11 @@
 """The command line as a user meets it: exit codes, one-line errors, what `show` prints."""
 
+import dataclasses
 import json
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -9,18 +13,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tiny
 
 from mpt_jax import cli
 from mpt_jax.config import to_dict
 from mpt_jax.gin_bindings import parse
 
+ROOT = Path(__file__).parent.parent
 MINI = "--gin_file=gin/backbones/mini.gin"
 FLAGS = ["--gin.MIXTURE_OR_TASK_NAME=a_task", "--gin.TRAIN_STEPS=7"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).parent.parent
-    return subprocess.run([sys.executable, "-m", "mpt_jax", *arguments], cwd=root, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "mpt_jax", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def failing(capsys, *arguments: str) -> str:
@@ -102,10 +107,9 @@ def test_no_arguments_print_the_help():
 
 
 def test_output_cut_off_by_a_pipe_is_no_error():
-    root = Path(__file__).parent.parent
     flags = " ".join(FLAGS)
     command = f"set -o pipefail; {sys.executable} -m mpt_jax show {MINI} {flags} --gin.MODEL_DIR=/tmp/x | head -c 1"
-    result = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
 
 
@@ -121,6 +125,54 @@ def test_config_gin_keeps_an_earlier_one(tmp_path):
 
 
 def test_module_and_console_script_are_the_same():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     module, _, function = project["project"]["scripts"]["mpt-jax"].partition(":")
     assert getattr(__import__(module, fromlist=[function]), function).__code__.co_names.count("main") == 1
+
+
+def test_interrupting_a_run_says_how_to_go_on(tmp_path):
+    """SIGINT in mid-run: one line, exit code 130, a checkpoint; the line's command resumes from it."""
+    tiny.make(tmp_path)
+    architecture = "\n".join(f"T5Config.{name} = {value!r}" for name, value in dataclasses.asdict(tiny.CONFIG).items())
+    (tmp_path / "tiny.gin").write_text(f'include "gin/base.gin"\n{architecture}\n', encoding="utf-8")
+    flags = {
+        "INITIAL_CHECKPOINT_PATH": tmp_path / "model",
+        "MIXTURE_OR_TASK_NAME": "tiny_mood",
+        "TASK_FEATURE_LENGTHS": "{'inputs': 8, 'targets': 4}",
+        "MODEL_DIR": tmp_path / "run",
+        "BATCH_SIZE": 2,
+        "PROMPT_LENGTH": 2,
+        "PromptConfig.init": "uniform",
+        "TrainConfig.log_period": 10,
+        "TrainConfig.eval_period": 0,
+        "TrainConfig.tensorboard": False,
+        "DataConfig.cache_dir": tmp_path / "cache",
+        "DataConfig.task_modules": "('tiny_tasks',)",
+    }
+    arguments = ["train", f"--gin_file={tmp_path}/tiny.gin", *(f"--gin.{name}={value}" for name, value in flags.items())]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-m", "mpt_jax", *arguments, "--gin.TRAIN_STEPS=1_000_000"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        lines = iter(process.stderr.readline, "")
+        assert any(line.startswith("step 10/") for line in lines)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    last = rest.splitlines()[-1]
+    assert last.startswith("Interrupted. To go on from the last checkpoint: python -m mpt_jax train ")
+    again = shlex.split(last.partition(": ")[2])
+    assert again[3:] == command[3:]
+    stopped = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    resumed = subprocess.run(
+        [*command[:-1], f"--gin.TRAIN_STEPS={stopped + 1}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming at step {stopped}" in resumed.stderr

@@ -80,19 +80,21 @@ def test_a_student_that_equals_its_teacher_is_at_distance_zero(params, batch, hi
 
 
 def test_distance_zero_is_a_minimum(batch):
-    def total(student):
-        return sum(leaf.sum() for leaf in jax.tree.leaves(distillation(student, outputs(0), batch, LossConfig(hidden_layers="all"))))
+    cfg = LossConfig(hidden_layers="all")
 
-    for leaf in jax.tree.leaves(jax.grad(total, allow_int=True)(outputs(0))):
+    def total(student):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(distillation(student, outputs(0), batch, cfg)))
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(total, allow_int=True))(outputs(0))):
         assert leaf.dtype == jax.dtypes.float0 or jnp.abs(leaf).max() < 1e-6
 
 
 def test_no_gradient_reaches_the_teacher(params, batch):
     cfg = LossConfig(hidden_layers="all")
     frozen = {"backbone": params, "teacher": teacher_prompts()}
-    gradient, aux = jax.jit(
-        jax.grad(lambda t: make_loss(MODEL, MPT, cfg, GROUPS)(student_params(), frozen | {"teacher": t}, batch, None), has_aux=True)
-    )(frozen["teacher"])
+    loss_fn = make_loss(MODEL, MPT, cfg, GROUPS)
+    of_teacher = jax.grad(lambda t: loss_fn(student_params(), frozen | {"teacher": t}, batch, None), has_aux=True)
+    gradient, aux = jax.jit(of_teacher)(frozen["teacher"])
     assert (aux["kl"] > 0).all() and (aux["hidden"] > 0).all()
     np.testing.assert_array_equal(gradient, 0.0)
 
@@ -107,11 +109,12 @@ def test_distillation_pulls_the_student_to_the_teacher(params, batch):
 
 
 def outputs(seed, length=P, layers=3):
-    """An `Output` of random numbers, with the same text mask for every seed."""
+    """An `Output` of random numbers; the text's mask is the same for every seed, the first prompt token's is not."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     mask = np.ones((B, length + T), bool)
     mask[1, -2:] = False
+    mask[seed, 0] = False
     size = length + T
     return Output(
         draw(B, L, V), draw(layers, B, size, D), draw(B, size, D), jnp.asarray(mask), draw(layers, B, L, D), draw(B, L, D)
@@ -134,8 +137,9 @@ def test_hidden_distance_against_a_loop(batch, which, teacher_length):
     student, teacher = outputs(0), outputs(1, teacher_length)
     terms = distillation(student, teacher, batch, LossConfig(hidden_layers=which))
     both = min(P, teacher_length) + T
-    mask = np.ones((B, both), bool)
-    mask[1, -2:] = False
+    mask = np.zeros((B, both), bool)
+    for b, back in np.ndindex(B, both):  # from the right
+        mask[b, -1 - back] = student.encoder_mask[b, -1 - back] and teacher.encoder_mask[b, -1 - back]
 
     def pairs(stack, size):
         result = [(getattr(student, f"{stack}_output")[:, -size:], getattr(teacher, f"{stack}_output")[:, -size:])]
@@ -184,7 +188,8 @@ def test_the_complete_loss_against_a_loop_over_groups(params, batch, normalizati
     ids, weights = np.asarray(batch["task_ids"]), np.asarray(batch["loss_weights"])
     run = jax.jit(lambda prompt: forward(MODEL, params, batch, prompt, hidden="last"))
     s, t = (run(p[jnp.asarray(ids)]) for p in (compose("mpt", student, GROUPS), prompts))
-    ce = np.asarray(cross_entropy(s.logits, batch["decoder_target_tokens"], batch["loss_weights"], z_loss=0.1, label_smoothing=0.1))
+    targets = batch["decoder_target_tokens"]
+    ce = np.asarray(cross_entropy(s.logits, targets, batch["loss_weights"], z_loss=0.1, label_smoothing=0.1))
     kl = np.asarray(kl_divergence(t.logits, s.logits, 2.0)) * weights
     real = np.asarray(s.encoder_mask)
     total = 0.0
@@ -200,7 +205,7 @@ def test_the_complete_loss_against_a_loop_over_groups(params, batch, normalizati
             square = (np.asarray(student_state) - np.asarray(teacher_state))[rows] ** 2
             hidden += square[mask[rows]].mean()
         hidden *= 1.0 if normalization == "mean" else tokens
-        correct = ((np.asarray(s.logits).argmax(-1) == batch["decoder_target_tokens"]) * weights)[rows].sum()
+        correct = ((np.asarray(s.logits).argmax(-1) == np.asarray(targets)) * weights)[rows].sum()
         expected = {"ce": ce[rows].sum() / divisor, "kl": kl[rows].sum() / divisor, "hidden": hidden, "tokens": tokens}
         expected |= {"correct": correct, "loss": expected["ce"] + 0.7 * (expected["kl"] + hidden)}
         for name, value in expected.items():

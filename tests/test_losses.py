@@ -21,7 +21,7 @@ def batch():
 def loop_cross_entropy(logits, targets, weights, z_loss, smoothing):
     """One token after the other, in float64."""
     result = np.zeros(targets.shape)
-    for b, l in np.ndindex(*targets.shape):  # noqa: E741
+    for b, l in np.ndindex(*targets.shape):
         scores = logits[b, l].astype(np.float64)
         log_z = np.log(sum(np.exp(scores)))
         for v in range(len(scores)):

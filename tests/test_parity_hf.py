@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -25,13 +26,13 @@ def load_both(config: T5Config, tmp_path: Any, seed: int = 0) -> tuple[Any, T5, 
 
 
 def random_batch(config: T5Config, batch: int, length: int, target_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs and targets padded with 0, all lengths different, one row full."""
+    """Inputs and targets padded with 0 to many lengths, one row full."""
     rng = np.random.default_rng(7)
     inputs = rng.integers(2, config.vocab_size, (batch, length))
     targets = rng.integers(1, config.vocab_size, (batch, target_length))
     for row in range(batch):
-        inputs[row, length - row * (length // (batch + 1)) :] = 0
-        targets[row, target_length - row :] = 0
+        inputs[row, length - row * 5 % length :] = 0
+        targets[row, target_length - row % target_length :] = 0
     return inputs, targets, (inputs > 0).astype(np.int32)
 
 
@@ -104,6 +105,27 @@ def test_long_inputs_equal_transformers(config: T5Config, tmp_path: Any) -> None
     assert_close(logits, reference["logits"], "logits")
 
 
+@pytest.mark.parametrize("config", [V1_1, V1_0], ids=["v1.1", "v1.0"])
+def test_gradient_of_the_encoder_s_input_equals_transformers(config: T5Config, tmp_path: Any) -> None:
+    """What trains a prompt: the loss differentiated by the embeddings that the encoder is given."""
+    hf_model, model, params = load_both(config, tmp_path)
+    _, targets, mask = random_batch(config, batch=3, length=19, target_length=7)
+    x = np.random.default_rng(5).standard_normal((*mask.shape, config.d_model), np.float32)
+    embeddings = torch.tensor(x, requires_grad=True)
+    labels = torch.tensor(np.where(targets > 0, targets, -100))
+    hf_model(inputs_embeds=embeddings, attention_mask=torch.tensor(mask), labels=labels).loss.backward()
+    assert embeddings.grad is not None
+
+    def loss(x: jax.Array) -> jax.Array:
+        encoded = model.apply({"params": params}, x, mask, method="encode").output
+        decoder_inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        logits = model.apply({"params": params}, decoder_inputs, encoded, mask, method="decode").logits
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.sum(losses, where=targets > 0) / np.sum(targets > 0)
+
+    assert_close(jax.jit(jax.grad(loss))(x), embeddings.grad, "gradient")
+
+
 def until_eos(tokens: Any) -> list[int]:
     """A generated row up to and with its first EOS, without padding."""
     row = [int(token) for token in tokens]
@@ -125,7 +147,7 @@ def until_eos(tokens: Any) -> list[int]:
 def test_decoding_equals_transformers(name: str, num_beams: int, length_penalty: float, tmp_path: Any) -> None:
     config, steps = CONFIGS[name], 9
     hf_model, model, params = load_both(config, tmp_path, seed=1)
-    inputs, _, mask = random_batch(config, batch=12, length=26, target_length=12)
+    inputs, _, mask = random_batch(config, batch=48, length=26, target_length=12)
     generated = hf_model.generate(
         input_ids=torch.tensor(inputs),
         attention_mask=torch.tensor(mask),

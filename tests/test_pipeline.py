@@ -14,6 +14,7 @@ import tiny
 from mpt_jax import setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
+from mpt_jax.evaluate import examined
 from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.studies import results
@@ -295,6 +296,16 @@ def test_prompt_losses_do_not_depend_on_the_batch(folder, config):
     tokens = np.array([[len(cache.targets(int(i)))] for i in rows])
     np.testing.assert_allclose(together, (np.array(alone) * tokens).sum(0) / tokens.sum(), rtol=1e-5)
     assert len(set(together.tolist())) == 3
+
+
+def test_a_part_of_the_test_set_has_all_labels():
+    """Generated and published files often alternate their labels, so that every n-th row may have one and the same."""
+    for classes in (2, 3):
+        labels = np.arange(600) % classes
+        for size in (60, 150, 200, 300):
+            rows = examined(600, size)
+            assert len(set(rows.tolist())) == size
+            assert np.bincount(labels[rows], minlength=classes).min() > 0.7 * size / classes
 
 
 def test_a_choice_for_other_targets_is_not_read_back(copy, config):

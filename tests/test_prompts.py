@@ -196,7 +196,8 @@ def test_normal_factors(start):
 
 def write(path, params, tasks, groups, **meta):
     seeds = [0] * (max(groups) + 1)
-    return str(save_prompts(path, params, {"tasks": tasks, "groups": groups, "seeds": seeds, "scores": [None] * len(seeds), **meta}))
+    meta |= {"tasks": tasks, "groups": groups, "seeds": seeds, "scores": [None] * len(seeds)}
+    return str(save_prompts(path, params, meta))
 
 
 @pytest.fixture
@@ -250,7 +251,8 @@ def test_a_bank_starts_from_a_bank_only_when_asked_to(tmp_path, start):
     with pytest.raises(UserError, match="equal banks"):
         start(config(init="file", init_file=path + "#*"), groups=(0, 1, 2, 3))
     mpt = write(tmp_path / "m.safetensors", random_mpt(2), ["a", "b", "a2", "c"], list(GROUPS))
-    np.testing.assert_array_equal(start(config("mpt", init="file", init_file=mpt + "#*", rank=2))["task_u"], random_mpt(2)["task_u"])
+    params = start(config("mpt", init="file", init_file=mpt + "#*", rank=2))
+    np.testing.assert_array_equal(params["task_u"], random_mpt(2)["task_u"])
     with pytest.raises(UserError, match="task_u.*rank"):
         start(config("mpt", init="file", init_file=mpt + "#*", rank=1))
 

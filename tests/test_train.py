@@ -99,7 +99,9 @@ def test_model_tuning_moves_everything_and_writes_a_model(folder, pretrained):
     before = jax.tree.map(lambda leaf: np.array(leaf), backbone.params)
     result = run_training(config, backbone)
     jax.tree.map(np.testing.assert_array_equal, backbone.params, before)  # the given backbone was copied, not donated
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(result.params["backbone"]), strict=True):
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(result.params["backbone"]), strict=True
+    ):
         assert not np.array_equal(old, new), jax.tree_util.keystr(path)
     # The run's folder serves as INITIAL_CHECKPOINT_PATH, of a prompt's run, too.
     on_tuned = tiny.experiment(folder, "prompt_on_tuned", steps=1, checkpoint=str(folder / "tuned"))
@@ -196,7 +198,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(folder):
     good = load_prompts(folder / "nan2")[0]["prompt"]
     (folder / "nan2" / "finished.json").unlink()  # as if killed after the checkpoint of step 4
     broken = dict(backbone.params)
-    broken["token_embedder"] = {"embedding": broken["token_embedder"]["embedding"].at[tokens_of(config, backbone, "dog")].set(np.nan)}
+    broken["token_embedder"] = {
+        "embedding": broken["token_embedder"]["embedding"].at[tokens_of(config, backbone, "dog")].set(np.nan)
+    }
     with pytest.raises(UserError, match=r"at step \d+ \(tiny_colour\); the last good checkpoint, of step 4, is kept"):
         run_training(tiny.replace(config, train={"log_period": 1}), backbone._replace(params=broken))
     resumed = run_training(tiny.replace(config, train={"steps": 4}), backbone)
@@ -273,7 +277,10 @@ MISTAKES = {
         lambda folder: tiny.experiment(folder, "m7", method="mpt", loss={"teachers": str(folder / "nowhere")}),
         r"no prompt file .*nowhere",
     ),
-    "checkpoint": (lambda folder: tiny.experiment(folder, "m8", checkpoint=str(folder / "nothing")), r"'.*nothing'.*does not exist"),
+    "checkpoint": (
+        lambda folder: tiny.experiment(folder, "m8", checkpoint=str(folder / "nothing")),
+        r"'.*nothing'.*does not exist",
+    ),
 }
 
 

@@ -60,7 +60,7 @@ class Store:
         """Write the checkpoint of `step` and delete those beyond `keep`. A step that is there already is left as it is."""
         if step in self._manager.all_steps():
             return
-        meta = meta | {"backbone": self._fingerprint, "has_best": best is not None}
+        meta = meta | {"backbone": self._fingerprint, "has_best": best is not None, "arrays": _shapes(state)}
         items = {"state": ocp.args.StandardSave(_as_dict(state)), "meta": ocp.args.JsonSave(meta)}
         if best is not None:
             items["best"] = ocp.args.StandardSave(best)
@@ -87,6 +87,13 @@ class Store:
                 f"The checkpoint {path} belongs to the backbone {meta['backbone']}, but this run's is {self._fingerprint}; "
                 "give the backbone that the run began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
             )
+        expected = _shapes(state)
+        for name in sorted(expected.keys() | meta["arrays"].keys()):
+            if expected.get(name) != meta["arrays"].get(name):
+                raise UserError(
+                    f"The checkpoint {path} has {meta['arrays'].get(name, 'nothing')} for '{name}', where this run has "
+                    f"{expected.get(name, 'nothing')}; give the configuration that the run began with, or another MODEL_DIR."
+                )
         items = {"state": ocp.args.StandardRestore(jax.tree.map(_abstract, _as_dict(state)))}
         if meta["has_best"]:
             items["best"] = ocp.args.StandardRestore(jax.tree.map(_abstract, best))
@@ -134,6 +141,10 @@ def _file_sums(folder: Path) -> dict[str, list[Any]]:
         path.relative_to(folder).as_posix(): [path.stat().st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
         for path in files
     }
+
+
+def _shapes(tree: Tree) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for name, leaf in _as_dict(tree).items()}
 
 
 def _as_dict(tree: Tree) -> Tree:

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -54,9 +55,9 @@ def build_task(data: DataConfig, task_name: str, split: str, vocabulary: Vocabul
 
 def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, float]]:
     """Tasks and rates of a mixture or task, written to `path` for the next run."""
+    import_task_modules(data.task_modules)
     import seqio
 
-    import_task_modules(data.task_modules)
     if name in seqio.MixtureRegistry.names():
         mixture = seqio.MixtureRegistry.get(name)
         ordered = [task for task in mixture.rate_per_task_name if task in seqio.TaskRegistry.names()]
@@ -76,13 +77,16 @@ def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, 
 
 def import_task_modules(modules: tuple[str, ...]) -> None:
     """Imports the modules that register tasks, keeping TensorFlow away from accelerators."""
-    import seqio
-    import tensorflow as tf
+    with _silent_stderr():
+        import seqio
+        import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # devices are already in use, by a program that wants them
-        tf.config.set_visible_devices([], "GPU")
+        with contextlib.suppress(RuntimeError):  # devices are already in use, by a program that wants them
+            tf.config.set_visible_devices([], "GPU")
     tracking = seqio.task_registry_provenance_tracking
-    if not tracking.registration_provenance_tracking_is_on():
+    # seqio's tracking fails on code that is in no file (python -c); then every task module counts for every cache.
+    in_files = all(inspect.getmodule(frame.frame) is not None for frame in inspect.stack(0))
+    if in_files and not tracking.registration_provenance_tracking_is_on():
         tracking.turn_on_tracking()  # tells which file registers which task
     for module in modules:
         try:
@@ -95,11 +99,27 @@ def import_task_modules(modules: tuple[str, ...]) -> None:
             ) from None
 
 
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what native code writes to standard error: TensorFlow's start-up lines heed no log level. Exceptions pass."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
 def find_task(modules: tuple[str, ...], name: str) -> Any:
     """The registered task, or a UserError with the nearest name."""
+    import_task_modules(modules)
     import seqio
 
-    import_task_modules(modules)
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})

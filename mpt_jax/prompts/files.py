@@ -181,7 +181,7 @@ def _complete(meta: Meta, params: Arrays, file: Path) -> Meta:
     """`meta` with every key, checked against the tensors' bank axes."""
     groups_held = params[LEAVES[meta["method"]][0]].shape[0]
     streams = params["task_u"].shape[0] if meta["method"] == "mpt" else _length(meta.get("groups"), groups_held)
-    filled = {
+    filled: Meta = {
         "tasks": [""] * streams,
         "groups": list(range(groups_held)) if streams == groups_held else [0] * streams,
         "seeds": [0] * groups_held,

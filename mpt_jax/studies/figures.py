@@ -227,7 +227,7 @@ def training_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel:
             axis.set_title(title)
             axis.set_xlabel("step")
             axis.set_ylabel(ylabel)
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.05 * max(max(y) for group in curves.values() for _, y in group if len(y)))
             axis.margins(x=0.02)
             axis.legend(fontsize=7, handlelength=2.6, labelspacing=0.25)
         for axis in axes[len(panels) :]:

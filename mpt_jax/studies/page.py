@@ -134,7 +134,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--back);color:var(--ink);
   font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:32px 24px 72px}
+main{max-width:1180px;margin:0 auto;padding:32px 24px 72px}
 h1{font-size:27px;line-height:1.25;margin:0 0 6px}
 h2{font-size:18px;margin:40px 0 8px;padding-top:14px;border-top:1px solid var(--rule)}
 p,ul{max-width:86ch}li{margin:3px 0}
@@ -143,10 +143,10 @@ code{font:12.5px ui-monospace,"DejaVu Sans Mono",monospace;
 figure{margin:18px 0;padding:14px 16px 10px;background:#fff;border:1px solid var(--rule);border-radius:6px;overflow-x:auto}
 figure img{display:block;max-width:100%;height:auto;margin:0 auto}
 figcaption{color:#4c555e;font-size:13px;margin:10px 0 0;max-width:100ch}
-.caption{color:var(--soft);font-size:13px;margin:18px 0 6px}
+.caption{color:var(--soft);font-size:13px;margin:18px 0 6px;max-width:none}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
-th,td{padding:5px 12px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--rule)}
+th,td{padding:5px 11px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--rule)}
 td.number{text-align:right}
 th{position:sticky;top:0;background:var(--back);border-bottom:2px solid var(--soft)}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--link)}

@@ -237,7 +237,7 @@ def cost_table(records: Records) -> Table:
         "steps",
         "batch",
         "seconds",
-        "optimiser, learning rates",
+        "optimiser and rates",
     )
     caption = "Per run (means). Seconds: its stage's training and scoring, divided by the runs trained side by side in that stage"
     return Table(caption, columns, tuple(rows))
@@ -258,7 +258,7 @@ def run_table(records: Records) -> Table:
 
 def _optimizer(record: Mapping[str, Any]) -> str:
     optimizer = record.get("config", {}).get("optimizer", {})
-    return " ".join([optimizer.get("name", ""), *(f"{pattern} {rate:g}" for pattern, rate in optimizer.get("rules", []))])
+    return ", ".join([optimizer.get("name", ""), *(f"{pattern} {rate:g}" for pattern, rate in optimizer.get("rules", []))])
 
 
 def _provenance(records: Records) -> Iterator[str]:

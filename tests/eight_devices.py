@@ -1,0 +1,84 @@
+"""Run by test_partitioning.py in a process with 8 simulated devices: one device, data parallel, data and model parallel."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny
+
+from mpt_jax import partitioning, setup, train_state
+from mpt_jax.checkpoint.backbone import Backbone
+from mpt_jax.config import PartitionConfig
+from mpt_jax.evaluate import predict_tokens
+from mpt_jax.models.t5 import T5, init_params
+from mpt_jax.prompts import build_prompt
+
+MESHES = {"one": (1, 1), "data": (8, 1), "both": (8, 4)}  # devices, of which so many hold one model together
+ARCHITECTURE = dataclasses.replace(tiny.CONFIG, num_heads=4, num_encoder_layers=1, num_decoder_layers=1)
+PROMPT = {"prompt": np.linspace(-1, 1, 2 * 4 * 16, dtype=np.float32).reshape(2, 4, 16)}
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 200, (16, 12)).astype(np.int32)
+    return {
+        "encoder_tokens": tokens,
+        "decoder_input_tokens": np.pad(tokens[:, :4], ((0, 0), (1, 0))),
+        "decoder_target_tokens": tokens[:, :5],
+        "loss_weights": (rng.random((16, 5)) < 0.8).astype(np.float32),
+        "task_ids": np.arange(16, dtype=np.int32) % 2,
+    }
+
+
+def shards(leaf):
+    """Into how many different parts an array is cut."""
+    return leaf.size // leaf.addressable_shards[0].data.size
+
+
+def wi_0(params):
+    return params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
+
+
+def losses(config, backbone, module, mesh):
+    """[2 steps, G], of the prompt (with a module) or of model tuning (without)."""
+    groups = (0, 1) if module else (0, 0)
+    recipe = (config.optimizer, 9, groups)
+    state = train_state.create_state(PROMPT if module else {"backbone": backbone.params}, backbone.model, *recipe, 0, mesh)
+    frozen = {"backbone": backbone.params if module else {}}
+    step = train_state.make_train_step(backbone.model, module, config.loss, *recipe, mesh)
+    found = []
+    for _ in range(2):
+        batch = partitioning.place_batch(make_batch(), mesh)
+        assert shards(batch["encoder_tokens"]) == mesh.shape["data"]
+        state, metrics = step(state, frozen, batch)
+        found.append(np.asarray(metrics["loss"]))
+    assert step._cache_size() == 1, "the state moved, and the second step was compiled anew"
+    if not module:
+        assert shards(wi_0(state.trainable["backbone"])) == mesh.shape["model"], "the tuned model is not shared out"
+    return np.stack(found)
+
+
+def main():
+    assert len(jax.devices()) == 8
+    config = tiny.experiment(Path(), "x")
+    plain = Backbone(T5(ARCHITECTURE), init_params(ARCHITECTURE, jax.random.key(0)), "", Path())
+    module = build_prompt(config.prompt, (0, 1), ARCHITECTURE.d_model)
+    results = {}
+    for name, (devices, ways) in MESHES.items():
+        mesh = partitioning.make_mesh(PartitionConfig(ways), jax.devices()[:devices])
+        backbone = setup.place_backbone(plain, mesh)
+        assert shards(wi_0(backbone.params)) == ways
+        results[name, "prompt"] = losses(config, backbone, module, mesh)
+        if name != "data":
+            results[name, "model"] = losses(config, backbone, None, mesh)
+        inputs = list(make_batch()["encoder_tokens"][:11])
+        lengths, decode = {"inputs": 12, "targets": 5}, dataclasses.replace(config.decode, batch_size=3)
+        outputs = predict_tokens(backbone, module, PROMPT, inputs, [0, 1] * 5 + [0], lengths=lengths, decode=decode, mesh=mesh)
+        results[name, "tokens"] = np.stack(outputs)
+    for (name, what), value in results.items():
+        np.testing.assert_allclose(value, results["one", what], rtol=0 if what == "tokens" else 1e-5, err_msg=f"{name} {what}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Batched decoding gives each example what it would get alone, in few compiled shapes; scores are the task's own."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mpt_jax import decoding, setup
+from mpt_jax.config import DecodeConfig
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import evaluate, examined, main_score, make_predict, predict_tokens, run_evaluate
+from mpt_jax.prompted_t5 import inject
+from mpt_jax.prompts import build_prompt
+from mpt_jax.prompts.files import save_prompts
+
+LENGTHS = {"inputs": 128, "targets": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture(scope="module")
+def backbone(folder):
+    config = tiny.experiment(folder, "x")
+    return setup.open_backbone(config, setup.mesh_of(config))
+
+
+@pytest.fixture(scope="module")
+def bank():
+    """Three prompts that make the tiny T5 say different things, and their module."""
+    prompts = 3 * jax.random.normal(jax.random.key(5), (3, 4, tiny.CONFIG.d_model))
+    return build_prompt(tiny.experiment(Path(), "x").prompt, (0, 1, 2), tiny.CONFIG.d_model), {"prompt": prompts}
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    sizes = [3, 128, 60, 32, 33, 65]
+    return [rng.integers(3, 70, size).astype(np.int32) for size in sizes]
+
+
+def test_a_mixed_batch_gives_each_example_what_it_gets_alone(backbone, bank, inputs):
+    """Tasks, lengths and batch sizes mixed, against one unpadded example at a time through the pure functions."""
+    module, trainable = bank
+    task_ids = [n % 3 for n in range(len(inputs))]
+    expected = []
+    for tokens, task in zip(inputs, task_ids, strict=True):
+        x = backbone.model.apply({"params": backbone.params}, tokens[None], method="embed")
+        x, mask = inject(trainable["prompt"][task][None], x, jnp.ones((1, len(tokens))))
+        encoded = backbone.model.apply({"params": backbone.params}, x, mask, method="encode").output
+        expected.append(decoding.greedy(backbone.model, backbone.params, encoded, mask, LENGTHS["targets"]).tokens[0])
+    assert len({tuple(np.asarray(one).tolist()) for one in expected}) > 3
+    for size in (4, 64):
+        decode = DecodeConfig(batch_size=size)
+        outputs = predict_tokens(backbone, module, trainable, inputs, task_ids, lengths=LENGTHS, decode=decode)
+        np.testing.assert_array_equal(outputs, expected)
+
+
+def test_few_shapes_are_compiled(backbone, bank, inputs):
+    """Inputs are padded to T, T/2 or T/4 and batches filled up: three programs at most, whatever comes."""
+    module, trainable = bank
+    decode = DecodeConfig(batch_size=4, max_length=5)
+    predict = make_predict(backbone.model, module, 5, 1, 1.0)
+    for part in (inputs, inputs[:1], inputs[::2], inputs[3:], inputs * 2):
+        predict_tokens(backbone, module, trainable, part, [0] * len(part), lengths=LENGTHS, decode=decode)
+    assert predict._cache_size() <= 3
+
+
+def test_beam_search_is_reached(backbone, bank, inputs):
+    module, trainable = bank
+    decode = DecodeConfig(batch_size=4, num_beams=3)
+    beams = predict_tokens(backbone, module, trainable, inputs[:1], [1], lengths=LENGTHS, decode=decode)
+    assert beams[0].shape == (LENGTHS["targets"],)
+    assert predict_tokens(backbone, module, trainable, [], [], lengths=LENGTHS, decode=decode) == []
+
+
+def test_scores_are_the_tasks_own(folder, backbone, bank):
+    """Each stream's metric, computed here from its own predictions one stream at a time; prompts chosen by `prompt_ids`."""
+    module, trainable = bank
+    config = tiny.experiment(folder, "x")
+    vocabulary = setup.open_vocabulary(config, backbone)
+    caches = setup.open_caches(config, tiny.TASKS, "validation", vocabulary)
+    common = {"vocabulary": vocabulary, "lengths": tiny.LENGTHS, "decode": DecodeConfig(batch_size=16)}
+    together = evaluate(backbone, module, trainable, caches, prompt_ids=[2, 0, 1], **common)
+    for cache, prompt, metrics in zip(caches, (2, 0, 1), together, strict=True):
+        inputs = [cache.inputs(i) for i in range(len(cache))]
+        tokens = predict_tokens(
+            backbone, module, trainable, inputs, [prompt] * len(cache), lengths=tiny.LENGTHS, decode=common["decode"]
+        )
+        texts = [vocabulary.decode(one.tolist()) for one in tokens]
+        right = np.mean([text == cache.target_text(i) for i, text in enumerate(texts)])
+        np.testing.assert_allclose(metrics["accuracy"], 100 * right)
+
+    # the rows of a part are scored against their own targets
+    class Answers:
+        def decode(self, tokens):
+            return "red"
+
+    part = evaluate(backbone, module, trainable, caches[:1], **common | {"vocabulary": Answers()}, max_examples=7)
+    rows = examined(len(caches[0]), 7)
+    np.testing.assert_allclose(part[0]["accuracy"], 100 * np.mean([caches[0].target_text(int(i)) == "red" for i in rows]))
+
+
+def test_examined_rows_are_a_fixed_random_part():
+    assert examined(10, 0).tolist() == list(range(10)) == examined(10, 99).tolist()
+    rows, more = examined(1000, 200), examined(1000, 300)
+    assert set(rows.tolist()) < set(more.tolist()) and len(set(more.tolist())) == 300
+    np.testing.assert_array_equal(rows, examined(1000, 200))
+    for period in (2, 3):  # labels that alternate are met in proportion
+        assert abs((rows % period == 0).mean() - 1 / period) < 0.1
+
+
+def test_main_score_is_the_mean():
+    assert main_score({"accuracy": 80.0, "f1": 60.0}) == 70.0
+    assert np.isnan(main_score({}))
+
+
+def test_command_scores_what_the_folder_holds(folder, backbone, bank, capsys):
+    """From a prompt file: one prompt per task, found by name; the result is printed, written and returned."""
+    prompts = np.asarray(bank[1]["prompt"])
+    meta = {"tasks": list(tiny.TASKS[::-1]), "groups": [0, 1, 2], "backbone": backbone.fingerprint}
+    save_prompts(folder / "served" / "prompts.safetensors", {"prompt": prompts}, meta)
+    config = tiny.replace(tiny.experiment(folder, "served", tasks=tiny.TASKS[:2]), train={"max_eval_examples": 10})
+    result = run_evaluate(config)
+    assert [(row["task"], row["prompt"], row["examples"]) for row in result["tasks"]] == [
+        ("tiny_colour", 2, 10),
+        ("tiny_mood", 1, 10),
+    ]
+    assert json.loads((folder / "served" / "evaluation_validation.json").read_text()) == result
+    assert capsys.readouterr().out.splitlines()[-1] == f"mean  {result['score']:.2f}"
+    vocabulary = setup.open_vocabulary(config, backbone)
+    caches = setup.open_caches(config, tiny.TASKS[:2], "validation", vocabulary)
+    direct = evaluate(
+        backbone,
+        *bank,
+        caches,
+        vocabulary=vocabulary,
+        lengths=tiny.LENGTHS,
+        decode=config.decode,
+        max_examples=10,
+        prompt_ids=[2, 1],
+    )
+    assert [row["metrics"] for row in result["tasks"]] == direct
+
+
+def test_command_mistakes(folder, backbone, bank):
+    with pytest.raises(UserError, match=r"has no prompts\.safetensors; train into it first"):
+        run_evaluate(tiny.experiment(folder, "empty"))
+    prompts = {"prompt": np.asarray(bank[1]["prompt"][:2])}
+    meta = {"tasks": list(tiny.TASKS[:2]), "groups": [0, 1], "backbone": "0" * 16}
+    save_prompts(folder / "foreign" / "prompts.safetensors", prompts, meta)
+    with pytest.raises(UserError, match=r"trained on the backbone 0{16} but this one is \w+"):
+        run_evaluate(tiny.experiment(folder, "foreign"))
+    save_prompts(folder / "two" / "prompts.safetensors", prompts, meta | {"backbone": backbone.fingerprint})
+    with pytest.raises(UserError, match=r"no prompt for task 'tiny_animal'; it has tiny_colour, tiny_mood\."):
+        run_evaluate(tiny.experiment(folder, "two", tasks=("tiny_animal",)))
+    with pytest.raises(UserError, match=r"has 4 tokens but PromptConfig\.max_length is 3"):
+        run_evaluate(tiny.experiment(folder, "two", prompt={"length": 3, "max_length": 3}))

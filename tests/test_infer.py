@@ -1,0 +1,121 @@
+"""JSONL in, JSONL out: finished texts and tasks' own fields, and every way in which a line can be wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from mpt_jax import setup
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import predict_tokens
+from mpt_jax.infer import run_infer
+from mpt_jax.prompts import build_prompt
+from mpt_jax.prompts.files import save_prompts
+
+TASKS = ("tiny_colour", "tiny_word")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A run's folder with a prompt for each of two tasks."""
+    folder = tiny.make(tmp_path_factory.mktemp("infer"))
+    prompts = 3 * np.random.default_rng(0).standard_normal((2, 4, tiny.CONFIG.d_model)).astype(np.float32)
+    save_prompts(folder / "run" / "prompts.safetensors", {"prompt": prompts}, {"tasks": list(TASKS), "groups": [0, 1]})
+    save_prompts(folder / "single" / "prompts.safetensors", {"prompt": prompts[:1]}, {"tasks": ["tiny_colour"], "groups": [0]})
+    return folder
+
+
+def infer(folder, lines, run="run", output="out.jsonl"):
+    (folder / "in.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    config = tiny.experiment(folder, run)
+    config = tiny.replace(config, infer={"input_file": str(folder / "in.jsonl"), "output_file": str(folder / output)})
+    path = run_infer(config)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def predicted(folder, text, prompt):
+    """The prediction for one text by the library's own means."""
+    config = tiny.experiment(folder, "run")
+    mesh = setup.mesh_of(config)
+    trained = setup.open_trained(config, mesh)
+    vocabulary = setup.open_vocabulary(config, trained.backbone)
+    module = build_prompt(config.prompt, (0, 1), tiny.CONFIG.d_model)
+    ids = [np.asarray([*vocabulary.encode(text), 1], np.int32)]
+    tokens = predict_tokens(
+        trained.backbone, module, trained.trainable, ids, [prompt], lengths=tiny.LENGTHS, decode=config.decode
+    )
+    return vocabulary.decode(tokens[0].tolist())
+
+
+def test_texts_of_several_tasks_come_back_in_order(folder):
+    rows = [
+        {"task": "tiny_colour", "inputs": "the cat is red", "id": 7},
+        {"task": "tiny_word", "inputs": "the food is good"},
+        "",
+        {"task": "tiny_colour", "inputs": "the food is good", "note": "é"},
+    ]
+    outputs = infer(folder, rows)
+    assert [{k: v for k, v in row.items() if k != "prediction"} for row in outputs] == [rows[0], rows[1], rows[3]]
+    expected = [predicted(folder, row["inputs"], TASKS.index(row["task"])) for row in (rows[0], rows[1], rows[3])]
+    assert [row["prediction"] for row in outputs] == expected
+    assert len(set(expected)) > 1
+
+
+def test_fields_are_formatted_by_the_tasks_preprocessors(folder):
+    """`tiny_word` says "the food is " + word; its label is not needed. Mixed with finished text."""
+    outputs = infer(folder, [{"task": "tiny_word", "word": "good"}, {"task": "tiny_word", "word": "bad", "label": "no"}])
+    assert [row["prediction"] for row in outputs] == [predicted(folder, f"the food is {word}", 1) for word in ("good", "bad")]
+    assert outputs[1] == {"task": "tiny_word", "word": "bad", "label": "no", "prediction": outputs[1]["prediction"]}
+
+
+def test_one_prompt_needs_no_task(folder):
+    outputs = infer(folder, [{"inputs": "the cat is red"}, {"task": "anything", "inputs": "the cat is red"}], run="single")
+    assert outputs[0]["prediction"] == outputs[1]["prediction"] == predicted(folder, "the cat is red", 0)
+
+
+def test_long_inputs_are_cut_as_in_training_and_counted(folder, capsys):
+    infer(folder, [{"task": "tiny_colour", "inputs": "red " * 100}, {"task": "tiny_colour", "inputs": "red"}])
+    assert "1 of 2 inputs were cut to 24 tokens" in capsys.readouterr().out
+
+
+GOOD = {"task": "tiny_colour", "inputs": "the cat is red"}
+MISTAKES = {
+    "not JSON": ([GOOD, '{"task": "tiny_colour", '], r"in\.jsonl, line 2: not JSON"),
+    "not an object": ([GOOD, "", "[1]"], r"in\.jsonl, line 3: a JSON object is needed, not \[1\]"),
+    "inputs not text": ([{"task": "tiny_colour", "inputs": 3}], r"line 1: 'inputs' must be a text, not 3"),
+    "no task": ([GOOD, {"inputs": "red"}], r"line 2: no 'task'; .* has prompts for tiny_colour, tiny_word"),
+    "misspelt task": ([GOOD, {"task": "tiny_color", "inputs": "red"}], r"line 2: .*'tiny_color'.*Did you mean 'tiny_colour'"),
+    "missing field": (
+        [GOOD, {"task": "tiny_word", "label": "no"}],
+        r"line 2: task 'tiny_word' cannot format this row \(without 'word'\)",
+    ),
+    "wrong type": (
+        [{"task": "tiny_word", "word": "good"}, {"task": "tiny_word", "word": [1, 2]}],
+        r"line 2: task 'tiny_word' cannot",
+    ),
+    "empty file": ([""], r"has no rows"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_bad_lines_are_named(folder, mistake):
+    lines, message = MISTAKES[mistake]
+    with pytest.raises(UserError, match=message) as caught:
+        infer(folder, lines, output=f"{mistake}.jsonl")
+    assert "\n" not in str(caught.value)
+    assert not (folder / f"{mistake}.jsonl").exists()
+
+
+def test_bad_files_are_named(folder):
+    (folder / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write InferConfig\.output_file '.*file/out\.jsonl'"):
+        infer(folder, [GOOD], output="file/out.jsonl")
+    config = tiny.experiment(folder, "run")
+    with pytest.raises(UserError, match=r"Cannot read InferConfig\.input_file '/nowhere'"):
+        run_infer(tiny.replace(config, infer={"input_file": "/nowhere", "output_file": "x"}))
+    for field in ("input_file", "output_file"):
+        given = {"input_file": str(folder / "in.jsonl"), "output_file": "x"} | {field: ""}
+        with pytest.raises(UserError, match=rf"InferConfig\.{field} is not set"):
+            run_infer(tiny.replace(config, infer=given))

@@ -1,0 +1,109 @@
+"""The generated suite: deterministic, disjoint, balanced, and not solvable word by word."""
+
+import collections
+import itertools
+import json
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from tasks import sketch, sketch_text
+from tasks import sketch_world as world
+
+NAMES = sorted(sketch.TASKS)
+CLASSIFIED = [name for name in NAMES if sketch.TASKS[name].labels != ("",)]
+
+
+def split(name: str, which: str) -> list[dict[str, str]]:
+    return list(sketch.examples(name, which))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_splits_are_the_same_each_time_and_share_no_example(name):
+    parts = {which: split(name, which) for which in sketch.SPLITS}
+    assert parts["validation"] == split(name, "validation")
+    texts = [example["inputs"] for part in parts.values() for example in part]
+    assert len(texts) == len(set(texts)) == sketch.TASKS[name].train + sum(sketch.EVAL_SIZE.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_of_a_test_example_are_never_trained_on(name):
+    task = sketch.TASKS[name]
+    facts: dict[str, set[str]] = {}
+    for which in sketch.SPLITS:
+        rng = random.Random(zlib.crc32(f"{sketch.SEED} {name} {which}".encode()))
+        drawn = [task.draw(rng, task.labels[i % len(task.labels)]) for i in range(2000)]
+        facts[which] = {f for _, _, f in drawn if zlib.crc32(f.encode()) % 10 in sketch.SPLITS[which]}
+    assert all(not facts[a] & facts[b] for a, b in itertools.combinations(facts, 2))
+    assert all(facts.values())
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_labels_are_balanced(name):
+    for which in sketch.SPLITS:
+        counts = collections.Counter(example["targets"] for example in split(name, which))
+        assert set(counts) == set(sketch.TASKS[name].labels)
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("name", CLASSIFIED)
+def test_words_alone_do_not_give_the_label_away(name):
+    train, test = split(name, "train"), split(name, "test")
+    bag = CountVectorizer(binary=True, token_pattern=r"\S+")
+    model = LogisticRegression(max_iter=300, C=0.3).fit(
+        bag.fit_transform(e["inputs"] for e in train), [e["targets"] for e in train]
+    )
+    accuracy = 100 * model.score(bag.transform(e["inputs"] for e in test), [e["targets"] for e in test])
+    print(f"{name}: bag of words {accuracy:.1f}, chance {sketch.TASKS[name].chance}")
+    assert accuracy < sketch.TASKS[name].chance + 30
+
+
+@pytest.mark.parametrize("name", ["span_qa", "cloze"])
+def test_answers_stand_in_the_passage(name):
+    for example in split(name, "validation"):
+        passage = example["inputs"].partition("context: " if name == "span_qa" else "passage: ")[2]
+        assert example["targets"] in passage
+
+
+def test_reference_scores_are_the_documented_ones():
+    path = Path(sketch.__file__).with_name("reference_scores.json")
+    expected = {f"sketch_{name}": {"chance": task.chance, "ceiling": task.ceiling} for name, task in sketch.TASKS.items()}
+    assert json.loads(path.read_text()) == expected
+
+
+def test_generalised_events_follow_and_contradictions_exclude():
+    rng = random.Random(0)
+    for _ in range(500):
+        event = world.draw_event(rng)
+        wider = world.generalise(rng, event)
+        for field in ("agent", "verb", "object", "adjective", "place", "time"):
+            before, after = getattr(event, field), getattr(wider, field)
+            assert after in (before, "", world.HYPERNYM.get(before))
+        other = world.contradict(rng, event)
+        changed = [f for f in ("verb", "adjective", "negated") if getattr(event, f) != getattr(other, f)]
+        assert len(changed) == 1
+        if changed == ["adjective"]:
+            assert world.AXIS[event.adjective] == world.AXIS[other.adjective]
+        if changed == ["verb"]:
+            assert other.verb == world.VERBS[event.verb].opposite
+
+
+def test_verbs_refer_to_one_another():
+    for verb in world.VERBS.values():
+        assert not verb.opposite or verb.opposite in world.VERBS
+        if verb.same in world.VERBS:
+            assert world.VERBS[verb.same].opposite == verb.opposite
+
+
+def test_pretraining_holds_none_of_the_suite_s_formats():
+    heads = {
+        example["inputs"].split(":")[0] for name in NAMES for example in itertools.islice(sketch.examples(name, "train"), 50)
+    }
+    exercises = list(sketch_text.exercises(1, 3000))
+    assert exercises == list(sketch_text.exercises(1, 3000))
+    assert not {e["inputs"].split(":")[0] for e in exercises} & heads
+    assert not any(f"{head}: " in text for text in sketch_text.text(1, 3000) for head in heads)

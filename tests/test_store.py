@@ -1,0 +1,129 @@
+"""Checkpoints: what is read is what was written, and damage is found and named."""
+
+import json
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mpt_jax.checkpoint.store import Store
+from mpt_jax.errors import UserError
+
+
+class State(flax.struct.PyTreeNode):
+    step: jax.Array
+    trainable: dict
+    opt_state: object
+    key: jax.Array
+
+
+def make_state(step: int) -> State:
+    params = {"shared": jax.random.normal(jax.random.key(step), (2, 3, 4)), "task_u": jnp.full((3, 3, 1), float(step))}
+    return State(jnp.asarray(step), params, optax.adafactor(0.3).init(params), jax.random.key_data(jax.random.key(step)))
+
+
+def make_best(step: int) -> dict:
+    return {
+        "trainable": {"shared": np.full((2, 3, 4), step, np.float32)},
+        "score": np.array([step, -np.inf]),
+        "step": np.array([1, 0]),
+    }
+
+
+def store_at(folder, fingerprint="a" * 16, keep=2) -> Store:
+    return Store(folder, keep=keep, fingerprint=fingerprint)
+
+
+@pytest.fixture
+def written(tmp_path):
+    store = store_at(tmp_path)
+    for step in (1, 2, 3):
+        store.save(step, make_state(step), make_best(step), {"loader": {"step": step}})
+    store.close()
+    return tmp_path
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_round_trip_is_exact_and_keeps_the_newest(written):
+    store = store_at(written)
+    state, best, meta = store.restore(make_state(0), make_best(0))
+    same(state, make_state(3))
+    same(best, make_best(3))
+    assert meta["loader"] == {"step": 3}
+    assert store.latest() == 3
+    assert sorted(path.name for path in (written / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_without_validation_there_is_no_best(tmp_path):
+    store = store_at(tmp_path)
+    assert store.restore(make_state(0), make_best(0)) is None
+    store.save(5, make_state(5), None, {})
+    assert store.restore(make_state(0), make_best(0)).best is None
+
+
+def test_arrays_that_change_after_saving_do_not_reach_the_file(tmp_path):
+    store, best = store_at(tmp_path), make_best(1)
+    store.save(1, make_state(1), best, {})
+    best["score"][:] = 99
+    same(store.restore(make_state(0), make_best(0)).best, make_best(1))
+
+
+def test_another_backbone_is_refused(written):
+    with pytest.raises(UserError, match=r"checkpoints/3 belongs to the backbone a{16}, .* b{16}; give the backbone"):
+        store_at(written, fingerprint="b" * 16).restore(make_state(0), make_best(0))
+
+
+def files_of(folder):
+    return sorted(path for path in (folder / "checkpoints" / "3").rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_every_damaged_file_is_named(written, damage):
+    for path in files_of(written):
+        whole = path.read_bytes()
+        if (path.name == "files.json" and damage != "truncate") or not whole:
+            continue  # without it, or with other spaces, the rest still stands
+        if damage == "truncate":
+            path.write_bytes(whole[: len(whole) // 2])
+        elif damage == "flip":
+            middle = len(whole) // 2
+            path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+        else:
+            path.unlink()
+        relative = path.relative_to(written / "checkpoints" / "3").as_posix()
+        with pytest.raises(UserError) as caught:
+            store_at(written).restore(make_state(0), make_best(0))
+        message = str(caught.value)
+        assert relative in message and "checkpoints/3 cannot be read" in message and "continue from step 2" in message
+        path.write_bytes(whole)
+    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(3))
+
+
+def test_deleting_the_damaged_folder_continues_from_the_one_before(written):
+    import shutil
+
+    shutil.rmtree(written / "checkpoints" / "3")
+    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(2))
+
+
+def test_killed_before_the_checksums_is_still_a_checkpoint(written):
+    (written / "checkpoints" / "3" / "files.json").unlink()
+    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(3))
+
+
+def test_other_shapes_are_a_sentence(written):
+    other = make_state(0).replace(trainable={"shared": jnp.zeros((2, 5, 4)), "task_u": jnp.zeros((3, 3, 1))})
+    with pytest.raises(UserError, match=r"has float32\[2, 3, 4\] for 'trainable/shared', where this run has float32\[2, 5, 4\]"):
+        store_at(written).restore(other, make_best(0))
+
+
+def test_the_sums_are_of_every_file(written):
+    sums = json.loads((written / "checkpoints" / "3" / "files.json").read_text())
+    assert len(sums) == len(files_of(written)) - 1
