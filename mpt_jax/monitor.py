@@ -77,7 +77,7 @@ class Meter:
             raise self._broken(self._step, "The parameters are", range(len(self._tasks)))
 
     def sums(self) -> dict[str, list[float]]:
-        """What has been summed up since the last record, for the checkpoint: a resumed run then logs what it would have logged."""
+        """What has been summed up since the last record, for the checkpoint: a resumed run logs what it would have logged."""
         self._collect()
         return {name: np.atleast_1d(value).tolist() for name, value in self._sums.items()}
 
@@ -162,7 +162,7 @@ class Best:
 
 
 class Interrupt:
-    """Within it, the first SIGINT or SIGTERM only sets `requested`; the loop stops at its next step. A second one stops at once."""
+    """The first SIGINT or SIGTERM within it only sets `requested`, for the loop to stop at its next step; a second interrupts."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -12,7 +12,7 @@ import seqio
 
 from tasks import features, pretrain, sketch_text
 
-ENGLISH_EXAMPLES = 200_000
+ENGLISH_EXAMPLES = 100_000
 SIZES = {"train": 1, "validation": 100}  # the split's part of each generated set is 1/size
 
 SEEDS = {"train": 1, "validation": 2}
@@ -27,19 +27,20 @@ def _exercises(split: str, count: int) -> Iterator[dict[str, str]]:
     return sketch_text.exercises(200 + SEEDS[split], count // SIZES[split])
 
 
-_text_source = features.RowsSource(functools.partial(_texts, documents=300_000), SIZES)
+_text_source = features.RowsSource(functools.partial(_texts, documents=120_000), SIZES)
 pretrain.register("sketch_text_spans", pretrain.span_corruption_pairs, source=_text_source)
 pretrain.register("sketch_text_prefix", pretrain.prefix_lm_pairs, source=_text_source, seed=1)
 pretrain.register("english_spans", pretrain.span_corruption_pairs, max_examples=ENGLISH_EXAMPLES)
 pretrain.register("english_prefix", pretrain.prefix_lm_pairs, max_examples=ENGLISH_EXAMPLES, seed=1)
 seqio.TaskRegistry.add(
     "sketch_exercises",
-    source=features.RowsSource(functools.partial(_exercises, count=1_000_000), SIZES),
+    source=features.RowsSource(functools.partial(_exercises, count=600_000), SIZES),
     preprocessors=features.TOKENIZE,
     output_features=features.output_features(),
     metric_fns=[],
 )
+# Per example; a text's targets are several times as long as an exercise's, so that the tokens are about even.
 seqio.MixtureRegistry.add(
-    "mini_spans", [("sketch_exercises", 0.6), ("sketch_text_spans", 0.15), ("sketch_text_prefix", 0.1), ("english_spans", 0.15)]
+    "mini_spans", [("sketch_exercises", 0.75), ("sketch_text_spans", 0.1), ("sketch_text_prefix", 0.05), ("english_spans", 0.1)]
 )
-seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.6), ("sketch_text_prefix", 0.25), ("english_prefix", 0.15)])
+seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.75), ("sketch_text_prefix", 0.15), ("english_prefix", 0.1)])

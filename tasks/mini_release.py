@@ -69,7 +69,7 @@ def _stage(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> dict[st
     caches = [open_task(data, task, data.train_split, vocabulary) for task, _ in mixture]
     losses = [record["loss"] for record in read_history(run) if record["kind"] == "train"]
     return {
-        "mixture": {task: rate for task, rate in mixture},
+        "mixture": dict(mixture),
         "steps": steps,
         "batch_size": data.batch_size,
         "tokens": _tokens(caches, [rate for _, rate in mixture], data, steps),

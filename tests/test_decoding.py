@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.config import T5Config
-from mpt_jax.decoding import beam, greedy
+from mpt_jax.decoding import _Beams, _extend, beam, greedy
 from mpt_jax.models import T5, init_params
 
 CONFIG = T5Config(vocab_size=7, d_model=16, d_kv=4, num_heads=2, d_ff=24, num_encoder_layers=1, num_decoder_layers=2)
@@ -109,3 +109,33 @@ def test_decoding_stops_when_every_row_is_finished() -> None:
     found = jax.jit(lambda e, m: greedy(model, params, e, m, 20_000, eos_id=0))(encoded, mask)
     assert not found.tokens.any()
     np.testing.assert_allclose(found.scores, -np.log(CONFIG.vocab_size), rtol=1e-5)
+
+
+def test_only_the_first_beams_continuations_may_end() -> None:
+    """Of the 2W best continuations, one that ends but ranks behind W is dropped, not finished (as in transformers)."""
+    width = 2
+    start = _Beams(
+        step=jnp.int32(1),
+        running=jnp.array([[[2, 0, 0], [3, 0, 0]]]),
+        running_scores=jnp.array([[-1.0, -1.5]]),
+        finished=jnp.zeros((1, width, 3), jnp.int32),
+        finished_scores=jnp.full((1, width), -1e9),
+        is_finished=jnp.zeros((1, width), bool),
+        open=jnp.ones((1,), bool),
+        self_key=jnp.arange(2.0).reshape(1, 2, 1, 1, 1),
+        self_value=jnp.arange(2.0).reshape(1, 2, 1, 1, 1),
+    )
+
+    def after(probabilities: list[list[float]]) -> _Beams:
+        return _extend(start, jnp.log(jnp.array(probabilities)), width, max_length=3, length_penalty=1.0, eos_id=1)
+
+    even = [0.02, 0.02, 0.02, 0.02, 0.02, 0.9]
+    third = after([[0.01, 0.2, 0.01, 0.01, 0.47, 0.3], even])  # EOS of beam 0 comes after 5 of beam 1 and 4 of beam 0
+    assert not third.is_finished.any()
+    assert third.running[0].tolist() == [[3, 5, 0], [2, 4, 0]]
+    assert third.self_key[0, :, 0, 0, 0].tolist() == [1.0, 0.0]  # the cache's rows follow their beams
+    second = after([[0.01, 0.47, 0.01, 0.01, 0.2, 0.3], even])
+    assert second.is_finished[0].tolist() == [True, False]
+    assert second.finished[0, 0].tolist() == [2, 1, 0]
+    np.testing.assert_allclose(second.finished_scores[0, 0], (-1.0 + np.log(0.47)) / 2, rtol=1e-5)
+    assert second.running[0].tolist() == [[3, 5, 0], [2, 5, 0]]

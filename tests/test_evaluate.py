@@ -49,12 +49,15 @@ def test_a_mixed_batch_gives_each_example_what_it_gets_alone(backbone, bank, inp
     """Tasks, lengths and batch sizes mixed, against one unpadded example at a time through the pure functions."""
     module, trainable = bank
     task_ids = [n % 3 for n in range(len(inputs))]
-    expected = []
-    for tokens, task in zip(inputs, task_ids, strict=True):
+
+    @jax.jit
+    def alone(tokens, prompt):
         x = backbone.model.apply({"params": backbone.params}, tokens[None], method="embed")
-        x, mask = inject(trainable["prompt"][task][None], x, jnp.ones((1, len(tokens))))
+        x, mask = inject(prompt[None], x, jnp.ones((1, len(tokens))))
         encoded = backbone.model.apply({"params": backbone.params}, x, mask, method="encode").output
-        expected.append(decoding.greedy(backbone.model, backbone.params, encoded, mask, LENGTHS["targets"]).tokens[0])
+        return decoding.greedy(backbone.model, backbone.params, encoded, mask, LENGTHS["targets"]).tokens[0]
+
+    expected = [alone(tokens, trainable["prompt"][task]) for tokens, task in zip(inputs, task_ids, strict=True)]
     assert len({tuple(np.asarray(one).tolist()) for one in expected}) > 3
     for size in (4, 64):
         decode = DecodeConfig(batch_size=size)
@@ -80,31 +83,38 @@ def test_beam_search_is_reached(backbone, bank, inputs):
     assert predict_tokens(backbone, module, trainable, [], [], lengths=LENGTHS, decode=decode) == []
 
 
+class Answers:
+    """Reads an untrained model's babble as one of the tasks' answers, so that scores are neither 0 nor 100."""
+
+    def decode(self, tokens):
+        return ("red", "yes", "cat", "blue", "no", "dog")[sum(tokens) % 6]
+
+
 def test_scores_are_the_tasks_own(folder, backbone, bank):
     """Each stream's metric, computed here from its own predictions one stream at a time; prompts chosen by `prompt_ids`."""
     module, trainable = bank
     config = tiny.experiment(folder, "x")
-    vocabulary = setup.open_vocabulary(config, backbone)
-    caches = setup.open_caches(config, tiny.TASKS, "validation", vocabulary)
-    common = {"vocabulary": vocabulary, "lengths": tiny.LENGTHS, "decode": DecodeConfig(batch_size=16)}
-    together = evaluate(backbone, module, trainable, caches, prompt_ids=[2, 0, 1], **common)
-    for cache, prompt, metrics in zip(caches, (2, 0, 1), together, strict=True):
-        inputs = [cache.inputs(i) for i in range(len(cache))]
-        tokens = predict_tokens(
-            backbone, module, trainable, inputs, [prompt] * len(cache), lengths=tiny.LENGTHS, decode=common["decode"]
+    caches = setup.open_caches(config, tiny.TASKS, "validation", setup.open_vocabulary(config, backbone))
+    decode = DecodeConfig(batch_size=16)
+
+    def expected(cache, prompt, rows):
+        inputs = [cache.inputs(int(i)) for i in rows]
+        tokens = predict_tokens(backbone, module, trainable, inputs, [prompt] * len(rows), lengths=tiny.LENGTHS, decode=decode)
+        texts = [Answers().decode(one.tolist()) for one in tokens]
+        return 100 * np.mean([text == cache.target_text(int(i)) for i, text in zip(rows, texts, strict=True)])
+
+    common = {"vocabulary": Answers(), "lengths": tiny.LENGTHS, "decode": decode}
+    found = {}
+    for prompts in ([0, 1, 2], [2, 0, 1]):
+        metrics = evaluate(backbone, module, trainable, caches, prompt_ids=prompts, **common)
+        found[tuple(prompts)] = [one["accuracy"] for one in metrics]
+        np.testing.assert_allclose(
+            found[tuple(prompts)],
+            [expected(cache, prompt, range(len(cache))) for cache, prompt in zip(caches, prompts, strict=True)],
         )
-        texts = [vocabulary.decode(one.tolist()) for one in tokens]
-        right = np.mean([text == cache.target_text(i) for i, text in enumerate(texts)])
-        np.testing.assert_allclose(metrics["accuracy"], 100 * right)
-
-    # the rows of a part are scored against their own targets
-    class Answers:
-        def decode(self, tokens):
-            return "red"
-
-    part = evaluate(backbone, module, trainable, caches[:1], **common | {"vocabulary": Answers()}, max_examples=7)
-    rows = examined(len(caches[0]), 7)
-    np.testing.assert_allclose(part[0]["accuracy"], 100 * np.mean([caches[0].target_text(int(i)) == "red" for i in rows]))
+    assert found[0, 1, 2] != found[2, 0, 1] and 0 < np.mean(list(found.values())) < 100
+    part = evaluate(backbone, module, trainable, caches[:1], **common, max_examples=7)  # against its own targets
+    np.testing.assert_allclose(part[0]["accuracy"], expected(caches[0], 0, examined(len(caches[0]), 7)))
 
 
 def test_examined_rows_are_a_fixed_random_part():

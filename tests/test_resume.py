@@ -91,11 +91,11 @@ def test_killed_between_checkpoints(folder, kind, monkeypatch):
 def test_sigkill(folder):
     """A real kill -9 of another process, wherever it happens to be."""
     long = {"eval_period": 0, "checkpoint_period": 20, "log_period": 50}
-    straight = run_training(config_of(folder, "plain", "long_straight", 1500, **long))
+    straight = run_training(config_of(folder, "plain", "long_straight", 500, **long))
     root = Path(__file__).parent.parent
     script = (
         "import pathlib, test_resume\n"
-        f"config = test_resume.config_of(pathlib.Path({str(folder)!r}), 'plain', 'long_killed', 1500, **{long!r})\n"
+        f"config = test_resume.config_of(pathlib.Path({str(folder)!r}), 'plain', 'long_killed', 500, **{long!r})\n"
         "test_resume.run_training(config)\n"
     )
     path = os.pathsep.join([str(root), str(root / "tests")])
@@ -108,7 +108,7 @@ def test_sigkill(folder):
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert not (folder / "long_killed" / "finished.json").exists()
-    resumed = run_training(config_of(folder, "plain", "long_killed", 1500, **long))
+    resumed = run_training(config_of(folder, "plain", "long_killed", 500, **long))
     np.testing.assert_array_equal(straight.params["prompt"], resumed.params["prompt"])
     assert timeless(straight.history) == timeless(resumed.history)
 
