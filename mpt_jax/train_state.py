@@ -120,17 +120,15 @@ def state_sharding(state: TrainState, model: T5, mesh: Mesh) -> TrainState:
     if "backbone" not in state.trainable:
         return jax.tree.map(lambda _: whole, state)
     sharding = tree_sharding(state.trainable["backbone"], logical_axes(model.config), mesh)
-    places = {
-        jax.tree_util.keystr(path): place
-        for path, place in jax.tree_util.tree_leaves_with_path(sharding, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding))
-    }
-    shapes = {jax.tree_util.keystr(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(state.trainable["backbone"])}
+    places = dict(jax.tree_util.tree_leaves_with_path(sharding, is_leaf=lambda x: isinstance(x, jax.sharding.Sharding)))
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.trainable["backbone"])}
 
     def place_of(path: tuple[Any, ...], leaf: Any) -> Any:
+        # The optimiser keeps a parameter's state under the parameter's path, with more before and after it.
         for start in range(len(path)):
-            name = jax.tree_util.keystr(path[start:])
-            if name in places and shapes[name] == leaf.shape:
-                return places[name]
+            for end in range(len(path), start, -1):
+                if shapes.get(path[start:end]) == leaf.shape:
+                    return places[path[start:end]]
         return whole
 
     return jax.tree_util.tree_map_with_path(place_of, state)

@@ -56,6 +56,9 @@ def losses(config, backbone, module, mesh):
     assert step._cache_size() == 1, "the state moved, and the second step was compiled anew"
     if not module:
         assert shards(wi_0(state.trainable["backbone"])) == mesh.shape["model"], "the tuned model is not shared out"
+        moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == wi_0(state.trainable["backbone"]).shape]
+        assert moments, "no second moment of the parameter's shape to look at"
+        assert all(shards(leaf) == mesh.shape["model"] for leaf in moments), "the optimiser's state is not shared out"
     return np.stack(found)
 
 
