@@ -155,6 +155,7 @@ class LossConfig:
     def validate(self) -> None:
         _choice("LossConfig.normalization", self.normalization, ("sum", "mean"))
         _choice("LossConfig.hidden_layers", self.hidden_layers, ("none", "last", "all"))
+        _check(0 <= self.label_smoothing < 1, f"LossConfig.label_smoothing must be in [0, 1), not {self.label_smoothing}")
         _check(self.temperature > 0, f"LossConfig.temperature must be positive, not {self.temperature}")
 
 
@@ -204,6 +205,9 @@ class TrainConfig:
     tensorboard: bool = True
 
     def validate(self) -> None:
+        _check(self.log_period > 0, f"TrainConfig.log_period must be positive, not {self.log_period}")
+        for name in ("eval_period", "max_eval_examples", "checkpoint_period"):
+            _check(getattr(self, name) >= 0, f"TrainConfig.{name} must not be negative, not {getattr(self, name)}")
         _check(self.steps >= 0, f"TrainConfig.steps (TRAIN_STEPS) must not be negative, not {self.steps}")
         _check(bool(self.model_dir), "TrainConfig.model_dir (MODEL_DIR) is empty; give the folder for this run's files")
 
@@ -216,6 +220,11 @@ class DecodeConfig:
     num_beams: int = 1
     length_penalty: float = 1.0
     max_length: int = 0  # 0 = the task's target length
+
+    def validate(self) -> None:
+        for name in ("batch_size", "num_beams"):
+            _check(getattr(self, name) > 0, f"DecodeConfig.{name} must be positive, not {getattr(self, name)}")
+        _check(self.max_length >= 0, f"DecodeConfig.max_length must not be negative, not {self.max_length}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +257,7 @@ class Experiment:
     infer: InferConfig = InferConfig()
 
     def validate(self) -> None:
-        for part in (self.backbone.architecture, self.data, self.train, self.prompt, self.loss, self.optimizer):
+        for part in (self.backbone.architecture, self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode):
             part.validate()
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
@@ -270,8 +279,8 @@ class StageConfig:
 class PipelineConfig:
     """MPT from end to end: teachers → source training with distillation → every target by every method.
 
-    `base` supplies everything that the stages share (backbone, lengths, prompt length, seed, folder); `methods` maps
-    "mpt", "prompt_tuning", "spot" and "model_tuning" to their stage. `k_shots` has 0 for full data.
+    `base` supplies everything that the stages share (backbone, lengths, prompt length, seed, folder); `few_shot` and
+    `full_data` map "mpt", "prompt_tuning", "spot" and "model_tuning" to their stage. A 0 in `k_shots` stands for all examples.
     """
 
     base: Experiment

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mpt_jax.checkpoint.backbone import Backbone, load_backbone
 from mpt_jax.checkpoint.export_hf import export_hf
+from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import sampling
 from mpt_jax.data.cache import TokenCache, open_task
@@ -84,6 +85,23 @@ def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabu
     """One cache for each task; a task that occurs again shares it."""
     opened = {task: open_task(experiment.data, task, split, vocabulary) for task in dict.fromkeys(tasks)}
     return [opened[task] for task in tasks]
+
+
+def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary) -> list[TokenCache]:
+    """The caches to validate on; [] where `TrainConfig.eval_period` is 0.
+
+    Raises:
+        UserError: a task has no such split, or no metric to choose the best prompt by.
+    """
+    if not experiment.train.eval_period:
+        return []
+    caches = open_caches(experiment, tasks, experiment.data.eval_split, vocabulary)
+    for cache in caches:
+        if not cache.has_metrics:
+            raise UserError(
+                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take the last state."
+            )
+    return caches
 
 
 def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None = None) -> Backbone:
@@ -183,6 +201,9 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
     """
     folder = Path(experiment.train.model_dir).expanduser()
     config = experiment.backbone
+    run = RunFolder(experiment.train.model_dir)
+    if run.has_progress() and run.finished() is None:
+        raise UserError(f"The run in MODEL_DIR {folder} has not finished; let `train` continue it to its end first.")
     if experiment.prompt.method == "none":
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))

@@ -76,7 +76,7 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
     vocabulary = setup.open_vocabulary(experiment, backbone)
     streams = setup.find_streams(experiment, vocabulary)
     loader = setup.make_loader(experiment, streams, vocabulary)
-    caches = setup.open_caches(experiment, streams.tasks, experiment.data.eval_split, vocabulary) if config.eval_period else []
+    caches = setup.open_validation(experiment, streams.tasks, vocabulary)
 
     prompt_module = build_prompt(experiment.prompt, streams.groups, backbone.model.config.d_model)
     frozen = setup.frozen_tree(experiment, streams, backbone, mesh)
@@ -94,6 +94,8 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         state = restored.state
         best.load(restored.best)
     first = int(state.step)
+    if first > config.steps:
+        raise _too_few(folder, first, config.steps)
     meter = Meter(
         first,
         streams.tasks,
@@ -194,6 +196,8 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
     mark = folder.finished()
     if mark is None or mark["step"] < experiment.train.steps:
         return None
+    if mark["step"] > experiment.train.steps:
+        raise _too_few(folder, mark["step"], experiment.train.steps)
     if backbone is not None and backbone.fingerprint != mark["backbone"]:
         raise UserError(
             f"MODEL_DIR {folder.path} holds a run on the backbone {mark['backbone']}, but this run's backbone is "
@@ -208,6 +212,13 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
     prompts, meta = load_prompts(folder.path)
     scores = np.asarray([math.nan if score is None else score for score in meta["scores"]])
     return TrainResult(prompts, folder.path / FILE_NAME, history, scores)
+
+
+def _too_few(folder: RunFolder, taken: int, steps: int) -> UserError:
+    return UserError(
+        f"The run in MODEL_DIR {folder.path} has taken {taken} steps already, more than TRAIN_STEPS={steps}; "
+        "give at least as many, or another MODEL_DIR."
+    )
 
 
 def _scores(best: np.ndarray) -> np.ndarray:

@@ -68,7 +68,9 @@ class Store:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             folder = self._folder / str(step)
-            (folder / "files.json").write_text(json.dumps(_file_sums(folder), indent=1))
+            partial = folder / ".files.json"
+            partial.write_text(json.dumps(_file_sums(folder), indent=1))
+            partial.replace(folder / "files.json")
 
     def restore(self, state: Tree, best: Tree) -> Restored | None:
         """The newest checkpoint in the shapes and places of `state`, and of `best`; None when the run has none yet.
@@ -136,7 +138,7 @@ class Store:
 
 def _file_sums(folder: Path) -> dict[str, list[Any]]:
     """Relative path → [bytes, BLAKE2b] of every file of a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "files.json")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("files.json", ".files.json"))
     return {
         path.relative_to(folder).as_posix(): [path.stat().st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
         for path in files

@@ -148,6 +148,11 @@ class TokenCache:
         names = self.meta["labels"]
         return None if self._labels is None else [names[k] for k in self._labels]
 
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the task can be scored; tasks for pretraining have no metrics."""
+        return bool(self._scoring[1])
+
     def score(self, predictions: list[str], indices: list[int] | np.ndarray | None = None) -> dict[str, float]:
         """The task's own `postprocess_fn` and `metric_fns` on decoded predictions of the examples `indices` (default: all).
 

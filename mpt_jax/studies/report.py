@@ -35,7 +35,7 @@ def write_report(model_dir: str | Path) -> Path:
     Raises:
       UserError: no results file, a broken line in it, or a folder that cannot be written.
     """
-    folder = Path(model_dir)
+    folder = Path(model_dir).expanduser()
     records = results.read(folder / results.RESULTS_FILE)
     if not records:
         raise UserError(f"{folder / results.RESULTS_FILE} holds no result yet; run the pipeline first.")
