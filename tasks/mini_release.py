@@ -30,8 +30,11 @@ from tasks import pretrain
 SUPERVISED = (
     "sketch_exercises: records from sentences and back, rewording (passive, synonyms, wider words, the contrary), the meaning "
     "of words, whether a record agrees with a sentence, which record is about a name, what differs between two sentences, "
-    "who acted on whom, praise into blame, glosses of ambiguous words. No example of any task that mini is evaluated on."
+    "who acted on whom, praise into blame, glosses of ambiguous words. No example and no label of a task that mini is "
+    "evaluated on; but the glossed sentences are those that sketch_word_sense makes its pairs of, and the running text says "
+    "what follows from some of the phrases that sketch_commitment tests, and how visitors felt whom sketch_sentiment rates."
 )
+CREDITS = "English Wikipedia (CC BY-SA 4.0, its contributors) and novels in the public domain"
 
 
 def release(runs: list[Path], target: Path) -> dict[str, Any]:
@@ -48,6 +51,7 @@ def release(runs: list[Path], target: Path) -> dict[str, Any]:
         "parameters": count_parameters(architecture),
         "licence": "Apache-2.0",
         "corpus": {
+            "credits": CREDITS,
             "english": [_describe(path) for path in pretrain.corpus_files()],
             "generated": "running text of tasks/sketch_text.py",
             "supervised": SUPERVISED,

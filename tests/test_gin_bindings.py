@@ -192,7 +192,7 @@ WRONG_FLAGS = {
     "few/PromptConfig.length=5": ("nothing uses @few/PromptConfig()",),
     "PipelineConfig.distill=False": ("--gin.PipelineConfig.distill has no effect here",),
     # A value that the configuration refuses, with its place.
-    "PROMPT_LENGTH=-1": ("--gin.PROMPT_LENGTH: PromptConfig.length (PROMPT_LENGTH) must be between 1 and",),
+    "PROMPT_LENGTH=-1": ("--gin.PROMPT_LENGTH: PromptConfig.length (PROMPT_LENGTH) must be from 1 to",),
     "PromptConfig.method=mtp": ("--gin.PromptConfig.method: ", "Did you mean 'mpt'?"),
 }
 
