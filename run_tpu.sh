@@ -27,7 +27,7 @@ options (or the environment variable in brackets):
 example:
   ./run_tpu.sh --zone us-west4-a create && ./run_tpu.sh --zone us-west4-a setup
   ./run_tpu.sh --zone us-west4-a run -- train --gin_file=gin/backbones/t5_1_1_xl.gin --gin_file=gin/methods/prompt_tuning.gin \
-    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=superglue_rte --gin.MODEL_DIR=/mnt/runs/rte
+    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=sst2 --gin.MODEL_DIR=/mnt/runs/rte
 MODEL_DIR must be a folder that all workers share where there is more than one.
 TEXT
 }

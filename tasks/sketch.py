@@ -130,10 +130,14 @@ def sentiment(rng: random.Random, label: str) -> Example:
 
 
 def _passage(rng: random.Random, size: int) -> list[world.Event]:
+    """Events that share no name, no thing and no meaning of a verb, so that a question is about one of them."""
     events: list[world.Event] = []
     while len(events) < size:
         event = world.draw_event(rng, detail=0.5)
-        if all(event.agent != e.agent and event.object != e.object for e in events):
+        verb = world.VERBS[event.verb]
+        names = {name for e in events for name in (e.agent, e.object)}
+        verbs = {v for e in events for v in (e.verb, world.VERBS[e.verb].same)}
+        if not {event.agent, event.object} & names and not {verb.base, verb.same} & (verbs - {""}):
             events.append(event)
     return events
 
@@ -214,14 +218,18 @@ def commitment(rng: random.Random, label: str) -> Example:
     return _join(premise=premise, hypothesis=hypothesis), label, f"{frame} {event}"
 
 
+def _both(rng: random.Random, one: world.Event, two: world.Event) -> str:
+    return f"{world.sentence(one, rng)[:-2]} and {world.sentence(two, rng)}"
+
+
 def adversarial_paraphrase(rng: random.Random, label: str) -> Example:
     kind = rng.randrange(3)
     if kind == 0:  # who did it to whom
         event = world.draw_event(rng, person=1.0, detail=0.6)
         other = event if label == "yes" else dataclasses.replace(event, agent=event.object, object=event.agent)
         forms = rng.choice((("active", "passive"), ("passive", "active"), ("active", "fronted"), ("passive", "passive")))
-        if label == "yes" and forms[0] == forms[1]:
-            forms = ("active", "passive")
+        if label == "yes" and forms not in (("active", "passive"), ("passive", "active")):
+            forms = ("active", "passive")  # the same words would be no paraphrase to find
         first, second = (world.sentence(e, form=f) for e, f in zip((event, other), forms, strict=True))
         facts = f"{event}"
     else:  # which of two did which
@@ -244,9 +252,9 @@ def adversarial_paraphrase(rng: random.Random, label: str) -> Example:
             ]
         if rng.random() < 0.5:
             others.reverse()
-        first, second = (
-            f"{a[:-2]} and {b}" for a, b in ((world.sentence(x, rng), world.sentence(y, rng)) for x, y in ((one, two), others))
-        )
+        first, second = _both(rng, one, two), _both(rng, *others)
+        if first == second:
+            second = _both(rng, others[1], others[0])
         facts = f"{sorted(map(str, (one, two)))}"
     return _join(sentence1=first, sentence2=second), label, facts
 

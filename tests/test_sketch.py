@@ -107,3 +107,19 @@ def test_pretraining_holds_none_of_the_suite_s_formats():
     assert exercises == list(sketch_text.exercises(1, 3000))
     assert not {e["inputs"].split(":")[0] for e in exercises} & heads
     assert not any(f"{head}: " in text for text in sketch_text.text(1, 3000) for head in heads)
+
+
+def test_paraphrases_are_never_the_same_words_in_the_same_order():
+    for which in sketch.SPLITS:
+        for example in sketch.examples("adversarial_paraphrase", which):
+            first, second = example["inputs"].removeprefix("sentence1: ").split(" sentence2: ")
+            assert first != second
+
+
+def test_a_passage_s_events_share_no_name_thing_or_verb():
+    rng = random.Random(0)
+    for _ in range(300):
+        events = sketch._passage(rng, 3)
+        for one, two in itertools.combinations(events, 2):
+            assert not {one.agent, one.object} & {two.agent, two.object}
+            assert world.VERBS[one.verb].same != two.verb != one.verb
