@@ -27,7 +27,6 @@ CATEGORIES = {
     "jewel": "necklace crown bracelet brooch earring".split(),
     "toy": "doll kite puzzle marble puppet".split(),
 }
-PARENT = {"bird": "animal", "fish": "animal", "fruit": "food", "vegetable": "food"}
 HYPERNYM = {noun: category for category, nouns in CATEGORIES.items() for noun in nouns}
 NOUNS = sorted(HYPERNYM)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batches import random_batch
 
 from mpt_jax.config import LossConfig, PromptConfig, T5Config
 from mpt_jax.distill import make_loss
@@ -27,18 +28,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def batch():
-    rng = np.random.default_rng(0)
-    tokens, targets = rng.integers(3, V, (B, T)), rng.integers(3, V, (B, L))
-    tokens[1, 3:] = 0
-    targets[2, 2:] = 0
-    inputs = np.concatenate([np.zeros((B, 1), targets.dtype), targets[:, :-1]], axis=1)
-    return {
-        "encoder_tokens": jnp.asarray(tokens),
-        "decoder_input_tokens": jnp.asarray(inputs),
-        "decoder_target_tokens": jnp.asarray(targets),
-        "loss_weights": jnp.asarray(targets > 0, jnp.float32),
-        "task_ids": jnp.array([0, 1, 0]),
-    }
+    return random_batch((B, T, L), V, 2, [0, 1, 0])
 
 
 @pytest.fixture(scope="module")

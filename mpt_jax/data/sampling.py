@@ -20,7 +20,7 @@ import numpy as np
 
 from mpt_jax.config import DataConfig, StreamConfig
 from mpt_jax.data import fingerprint
-from mpt_jax.data.cache import TokenCache, mixture_tasks, open_task
+from mpt_jax.data.cache import TokenCache, mixture_tasks
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
@@ -56,18 +56,6 @@ def stream_configs(data: DataConfig, vocabulary: Vocabulary | None = None) -> li
     if data.streams:
         return [(stream, 1.0) for stream in data.streams]
     return [(StreamConfig(task), rate) for task, rate in mixture_tasks(data, data.mixture, vocabulary)]
-
-
-def open_streams(data: DataConfig, vocabulary: Vocabulary, split: str | None = None) -> list[StreamData]:
-    """Opens (building where needed) the caches of all streams of a run; `split` defaults to the training split."""
-    split = split or data.train_split
-    caches: dict[str, TokenCache] = {}
-    streams = []
-    for stream, rate in stream_configs(data, vocabulary):
-        if stream.task not in caches:
-            caches[stream.task] = open_task(data, stream.task, split, vocabulary)
-        streams.append(stream_data(caches[stream.task], stream.k_shot, stream.seed, rate))
-    return streams
 
 
 def k_shot_rows(cache: TokenCache, k: int, seed: int) -> np.ndarray:
