@@ -34,13 +34,13 @@ pretrain.register("english_spans", pretrain.span_corruption_pairs, max_examples=
 pretrain.register("english_prefix", pretrain.prefix_lm_pairs, max_examples=ENGLISH_EXAMPLES, seed=1)
 seqio.TaskRegistry.add(
     "sketch_exercises",
-    source=features.RowsSource(functools.partial(_exercises, count=600_000), SIZES),
+    source=features.RowsSource(functools.partial(_exercises, count=900_000), SIZES),
     preprocessors=features.TOKENIZE,
     output_features=features.output_features(),
     metric_fns=[],
 )
 # Per example; a text's targets are several times as long as an exercise's, so that the tokens are about even.
 seqio.MixtureRegistry.add(
-    "mini_spans", [("sketch_exercises", 0.75), ("sketch_text_spans", 0.1), ("sketch_text_prefix", 0.05), ("english_spans", 0.1)]
+    "mini_spans", [("sketch_exercises", 0.8), ("sketch_text_spans", 0.08), ("sketch_text_prefix", 0.05), ("english_spans", 0.07)]
 )
-seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.75), ("sketch_text_prefix", 0.15), ("english_prefix", 0.1)])
+seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.8), ("sketch_text_prefix", 0.12), ("english_prefix", 0.08)])

@@ -271,6 +271,48 @@ def alter(rng: random.Random, event: Event, fields: tuple[str, ...] = ("agent", 
     return dataclasses.replace(event, **change)
 
 
+def relate(rng: random.Random, label: str) -> tuple[Event, Event]:
+    """Two events, of which the second follows from the first ("yes"), cannot be so ("no") or is left open ("maybe")."""
+    event = draw_event(rng, detail=0.7, negation=0.2)
+    if label == "no":
+        other = contradict(rng, event)
+        # Leaving out a detail keeps "not" contradicted only when the positive statement is the more detailed one.
+        if other.negated and not event.negated:
+            other = dataclasses.replace(generalise(rng, event), negated=True)
+    elif label == "yes":
+        if event.negated:  # what did not happen at all did not happen in any particular way either
+            other = event
+            event = generalise(rng, event)
+        else:
+            other = generalise(rng, event)
+    elif event.negated:  # not in every detail may still be so in part
+        other = generalise(rng, event)
+        if other == event:
+            other = alter(rng, event, ("agent", "verb", "object"))
+    elif rng.random() < 0.5:
+        other, event = event, generalise(rng, event)
+        if other == event:
+            other = alter(rng, event, ("agent", "verb", "object"))
+    else:
+        other = alter(rng, event, ("agent", "verb", "object"))
+        if rng.random() < 0.3:
+            other = dataclasses.replace(other, negated=True)
+    return event, synonym(rng, other) if rng.random() < 0.3 else other
+
+
+def passage(rng: random.Random, size: int) -> list[Event]:
+    """Events that share no name, no thing and no meaning of a verb, so that a question is about one of them."""
+    events: list[Event] = []
+    while len(events) < size:
+        event = draw_event(rng, detail=0.5)
+        verb = VERBS[event.verb]
+        names = {name for e in events for name in (e.agent, e.object)}
+        verbs = {v for e in events for v in (e.verb, VERBS[e.verb].same)}
+        if not {event.agent, event.object} & names and not {verb.base, verb.same} & (verbs - {""}):
+            events.append(event)
+    return events
+
+
 # Sentiment: aspects of a visit, with the words that praise or blame each; some words change sides with the aspect.
 ASPECTS = {
     "soup": ("hot tasty delicious".split(), "cold bland salty".split()),

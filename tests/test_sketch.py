@@ -119,7 +119,7 @@ def test_paraphrases_are_never_the_same_words_in_the_same_order():
 def test_a_passage_s_events_share_no_name_thing_or_verb():
     rng = random.Random(0)
     for _ in range(300):
-        events = sketch._passage(rng, 3)
+        events = world.passage(rng, 3)
         for one, two in itertools.combinations(events, 2):
             assert not {one.agent, one.object} & {two.agent, two.object}
             assert world.VERBS[one.verb].same != two.verb != one.verb
