@@ -148,13 +148,17 @@ class LossConfig:
     distill_weight: float = 0.9  # λ
     temperature: float = 1.0  # τ
     distill_logits: bool = True
-    hidden_layers: str = "last"  # hidden states compared: "none", "last" or "all"
+    hidden_layers: str = "last"  # hidden states compared: "none", "last", "all" or layers like "1,-1" (1 = lowest, -1 = top)
     distill_encoder: bool = True
     distill_decoder: bool = True
 
     def validate(self) -> None:
         _choice("LossConfig.normalization", self.normalization, ("sum", "mean"))
-        _choice("LossConfig.hidden_layers", self.hidden_layers, ("none", "last", "all"))
+        if not re.fullmatch(r"none|last|all|-?[1-9]\d*(,-?[1-9]\d*)*", self.hidden_layers):
+            raise UserError(
+                "LossConfig.hidden_layers must be 'none', 'last', 'all' or layer numbers like '1,-1', "
+                f"not '{self.hidden_layers}'."
+            )
         _check(0 <= self.label_smoothing < 1, f"LossConfig.label_smoothing must be in [0, 1), not {self.label_smoothing}")
         _check(self.temperature > 0, f"LossConfig.temperature must be positive, not {self.temperature}")
 

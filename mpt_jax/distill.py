@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mpt_jax.config import LossConfig
+from mpt_jax.errors import UserError
 from mpt_jax.losses import cross_entropy, group_reduce, group_sum, safe_divide
 from mpt_jax.models.t5 import T5
 from mpt_jax.prompted_t5 import Output, forward
@@ -41,9 +42,9 @@ def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig
     KL compares softmax(logits / τ) on target positions (without the factor τ² that some add, so λ = 0.9 at τ ≠ 1 means
     the formula of the paper). Hidden states are compared where both have an unmasked position: encoder positions are
     matched from the right, so that text meets text when the teacher's prompt has another length; decoder positions are
-    those with a target. An example without any target (a row that fills up a batch) counts nowhere. "last" hidden layers
-    are each stack's output after its final norm, "all" has every block before the last, too (the hidden states that
-    transformers reports). The teacher gets no gradient.
+    those with a target. An example without any target (a row that fills up a batch) counts nowhere. A stack's top layer is
+    its output after the final norm, the others are the outputs of its blocks (the hidden states that transformers reports).
+    The teacher gets no gradient.
     """
     teacher = jax.lax.stop_gradient(teacher)
     weights = batch["loss_weights"].astype(jnp.float32)
@@ -125,24 +126,33 @@ def _prompt(module: Prompt, trainable: Any, model: T5, params: Any, batch: Batch
 
 
 def _hidden_needed(cfg: LossConfig) -> str:
-    return cfg.hidden_layers if cfg.distill_encoder or cfg.distill_decoder else "none"
+    """What `forward` is to return."""
+    if not (cfg.distill_encoder or cfg.distill_decoder):
+        return "none"
+    return cfg.hidden_layers if cfg.hidden_layers in ("none", "last") else "all"
 
 
 def _layers(student: Output, teacher: Output, stack: str, which: str) -> list[tuple[jax.Array, jax.Array]]:
-    """Pairs of hidden states to compare, each [B,S,D] or, for the blocks before the last, [layers-1,B,S,D]."""
-    pairs = [(getattr(student, f"{stack}_output"), getattr(teacher, f"{stack}_output"))]
-    if which == "all":
-        blocks = getattr(student, f"{stack}_hidden")[:-1], getattr(teacher, f"{stack}_hidden")[:-1]
-        pairs.append(blocks)
-    return pairs
+    """Pairs of hidden states [B,S,D] to compare.
+
+    Raises:
+        UserError: the stack has no such layer.
+    """
+    tops = getattr(student, f"{stack}_output"), getattr(teacher, f"{stack}_output")
+    if which == "last":
+        return [tops]
+    blocks = getattr(student, f"{stack}_hidden"), getattr(teacher, f"{stack}_hidden")
+    depth = len(blocks[0])
+    numbers = range(1, depth + 1) if which == "all" else [int(number) for number in which.split(",")]
+    if wrong := [number for number in numbers if abs(number) > depth]:
+        raise UserError(f"LossConfig.hidden_layers is '{which}', but the {stack} has no layer {wrong[0]}: it has {depth}.")
+    indices = sorted({number - 1 if number > 0 else depth + number for number in numbers})
+    return [tops if index == depth - 1 else (blocks[0][index], blocks[1][index]) for index in indices]
 
 
 def _distance(pairs: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> Distance:
     """Squared distance averaged over width and layers, summed over the positions of mask [B,S]."""
-    total, layers = jnp.zeros(mask.shape), 0
-    for student, teacher in pairs:
-        square = jnp.square(student.astype(jnp.float32) - teacher.astype(jnp.float32)).mean(axis=-1)  # [...,B,S]
-        stacked = square.reshape((-1, *mask.shape))
-        total, layers = total + stacked.sum(axis=0), layers + stacked.shape[0]
+    squares = [jnp.square(s.astype(jnp.float32) - t.astype(jnp.float32)).mean(axis=-1) for s, t in pairs]
     # where, not a product: an infinite or NaN state of a masked position must not reach the loss
-    return Distance(jnp.where(mask, total / layers, 0.0).sum(axis=1), mask.astype(jnp.float32).sum(axis=1))
+    mean = jnp.where(mask, sum(squares) / len(squares), 0.0)
+    return Distance(mean.sum(axis=1), mask.astype(jnp.float32).sum(axis=1))

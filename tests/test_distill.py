@@ -11,6 +11,7 @@ from batches import random_batch
 
 from mpt_jax.config import LossConfig, PromptConfig, T5Config
 from mpt_jax.distill import distillation, kl_divergence, make_loss
+from mpt_jax.errors import UserError
 from mpt_jax.losses import cross_entropy
 from mpt_jax.models.t5 import T5, init_params
 from mpt_jax.prompted_t5 import Output, forward
@@ -69,6 +70,12 @@ def test_a_student_that_equals_its_teacher_is_at_distance_zero(params, batch, hi
     np.testing.assert_allclose(aux["loss"], aux["ce"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("which", ["1,4", "-4"])
+def test_a_layer_that_is_not_there_is_named(batch, which):
+    with pytest.raises(UserError, match=f"'{which}', but the encoder has no layer -?4: it has 3"):
+        distillation(outputs(0), outputs(1), batch, LossConfig(hidden_layers=which))
+
+
 def test_distance_zero_is_a_minimum(batch):
     cfg = LossConfig(hidden_layers="all")
 
@@ -121,7 +128,10 @@ def loop_distance(pairs, mask):
     return total
 
 
-@pytest.mark.parametrize("which", ["last", "all"])
+WHICH = {"last": (), "all": (0, 1), "1,3": (0,), "-2,-1,3": (1,)}  # of three blocks, besides the top
+
+
+@pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("teacher_length", [P, P + 3, 1])
 def test_hidden_distance_against_a_loop(batch, which, teacher_length):
     student, teacher = outputs(0), outputs(1, teacher_length)
@@ -133,7 +143,7 @@ def test_hidden_distance_against_a_loop(batch, which, teacher_length):
 
     def pairs(stack, size):
         result = [(getattr(student, f"{stack}_output")[:, -size:], getattr(teacher, f"{stack}_output")[:, -size:])]
-        for layer in range(2) if which == "all" else ():  # of three blocks; the last one's state is the normed output
+        for layer in WHICH[which]:  # the last block's state is the normed output
             result.append(tuple(getattr(o, f"{stack}_hidden")[layer][:, -size:] for o in (student, teacher)))
         return result
 

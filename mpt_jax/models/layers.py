@@ -196,8 +196,7 @@ class Attention(nn.Module):
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:
     """[B, T, H*K] → [B, H, T, K]."""
-    x = x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(0, 2, 1, 3)
-    return nn.with_logical_constraint(x, ("batch", "heads", "length", "kv"))
+    return x.reshape(x.shape[0], x.shape[1], num_heads, -1).transpose(0, 2, 1, 3)
 
 
 def _query_init(head_width: int) -> Initializer:
@@ -219,7 +218,6 @@ class Mlp(nn.Module):
         else:
             gate = Dense(config, config.d_ff, axes, name="wi_0")(x)
             y = _gated_gelu(gate, Dense(config, config.d_ff, axes, name="wi_1")(x))
-        y = nn.with_logical_constraint(y, ("batch", "length", "mlp"))
         y = Dropout(config.dropout_rate, self.deterministic)(y)
         return Dense(config, config.d_model, ("mlp", "embed"), name="wo")(y)
 

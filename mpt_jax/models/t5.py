@@ -72,7 +72,6 @@ class EncoderBlock(nn.Module):
         x = x + dropout(attention(y, *attention.keys_values(y), biases))
         y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
         x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         return x, x if self.return_hidden else None
 
 
@@ -112,7 +111,6 @@ class DecoderBlock(nn.Module):
 
         y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
         x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
-        x = nn.with_logical_constraint(x, ("batch", "length", "embed"))
         return x, (x if self.return_hidden else None, None if cache is None else (key, value))
 
 
@@ -124,7 +122,7 @@ class Encoder(nn.Module):
         config, dropout = self.config, Dropout(self.config.dropout_rate, deterministic)
         positions = jnp.arange(x.shape[1])
         position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(positions, positions)
-        x = dropout(nn.with_logical_constraint(x.astype(config.dtype), ("batch", "length", "embed")))
+        x = dropout(x.astype(config.dtype))
         layers = _stack(EncoderBlock, config, config.num_encoder_layers, in_axes=(nn.broadcast,))
         x, hidden = layers(config, deterministic, return_hidden, name="layers")(x, (position_bias, mask_bias(mask)))
         return Encoded(dropout(RMSNorm(config, name="encoder_norm")(x)), hidden)
@@ -152,7 +150,7 @@ class Decoder(nn.Module):
         position_bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(query_positions, key_positions)
         self_bias = jnp.where(causal, position_bias, MASKED)
 
-        x = dropout(nn.with_logical_constraint(x, ("batch", "length", "embed")))
+        x = dropout(x)
         layers = _stack(DecoderBlock, config, config.num_decoder_layers, in_axes=(0, *(nn.broadcast,) * 4))
         layer_cache = None if cache is None else LayerCache(*cache[1:])
         source = None if encoded is None else encoded.astype(config.dtype)
@@ -163,7 +161,7 @@ class Decoder(nn.Module):
         logits = embed.attend(x) if config.tie_embeddings else LogitsDense(config, name="logits_dense")(x)
         if cache is not None:
             cache = cache._replace(position=cache.position + x.shape[1], self_key=self_cache[0], self_value=self_cache[1])
-        return Decoded(nn.with_logical_constraint(logits, ("batch", "length", "vocab")), hidden, cache)
+        return Decoded(logits, hidden, cache)
 
 
 def _stack(block: type[nn.Module], config: T5Config, layers: int, in_axes: tuple[Any, ...]) -> Any:
@@ -231,11 +229,10 @@ def start_cache(model: T5, params: Params, encoded: jax.Array, max_length: int) 
     source = encoded.astype(config.dtype)
 
     def project(kernel: jax.Array) -> jax.Array:
-        heads = jax.lax.map(lambda one: split_heads(jnp.dot(source, one), config.num_heads), kernel.astype(config.dtype))
-        return nn.with_logical_constraint(heads, ("layers", "batch", "heads", "length", "kv"))
+        return jax.lax.map(lambda one: split_heads(jnp.dot(source, one), config.num_heads), kernel.astype(config.dtype))
 
     shape = (config.num_decoder_layers, encoded.shape[0], config.num_heads, max_length, config.d_kv)
-    empty = nn.with_logical_constraint(jnp.zeros(shape, config.dtype), ("layers", "batch", "heads", "length", "kv"))
+    empty = jnp.zeros(shape, config.dtype)
     key, value = project(attention["key"]["kernel"]), project(attention["value"]["kernel"])
     return Cache(jnp.zeros((), jnp.int32), empty, empty, key, value)
 
