@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a gin job on all workers of a TPU VM, through gcloud's queued resources. See usage below, or ./run_tpu.sh --help.
+# Runs a gin job on a TPU VM, through gcloud's queued resources. See usage below, or ./run_tpu.sh --help.
 set -euo pipefail
 
 usage() {
@@ -8,27 +8,26 @@ usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF mpt_jax]
 
 actions, in the order in which they are needed:
   create    ask for the TPU (a queued resource) and wait until it is there
-  setup     copy this checkout to every worker and install its requirements with jax[tpu]
-  run       start  python -m mpt_jax ARGUMENTS  on every worker; it goes on when this terminal closes
-  logs      follow the log of worker 0 (Ctrl-C stops looking, not the job)
-  stop      end the job on every worker; `run` with the same arguments resumes it
+  setup     copy this checkout to it and install its requirements with jax[tpu]
+  run       start  python -m mpt_jax ARGUMENTS  on it; the job goes on when this terminal closes
+  logs      follow the job's log (Ctrl-C stops looking, not the job)
+  stop      end the job; `run` with the same arguments resumes it
   delete    give the TPU back
 
 options (or the environment variable in brackets):
   --name NAME          of the TPU               [TPU_NAME, default mpt-jax]
   --zone ZONE          such as us-west4-a       [TPU_ZONE, required]
   --project PROJECT                             [TPU_PROJECT, default gcloud's own]
-  --type TYPE          accelerator type         [TPU_TYPE, default v5litepod-8]
+  --type TYPE          up to 8 (one worker)     [TPU_TYPE, default v5litepod-8]
   --version VERSION    runtime version          [TPU_VERSION, default v2-alpha-tpuv5-lite]
-  --python PYTHON      on the workers, 3.11-3.13 [TPU_PYTHON, default python3]
+  --python PYTHON      on the TPU, 3.11 to 3.13 [TPU_PYTHON, default python3]
   --spot               cheaper, may be taken away
   --dry-run            print the commands and run none
 
 example:
   ./run_tpu.sh --zone us-west4-a create && ./run_tpu.sh --zone us-west4-a setup
   ./run_tpu.sh --zone us-west4-a run -- train --gin_file=gin/backbones/t5_1_1_xl.gin --gin_file=gin/methods/prompt_tuning.gin \
-    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=sst2 --gin.MODEL_DIR=/mnt/runs/rte
-MODEL_DIR must be a folder that all workers share where there is more than one.
+    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=mpt_sources --gin.MODEL_DIR=/mnt/runs/xl
 TEXT
 }
 
@@ -67,6 +66,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$action" ] || { usage >&2; exit 2; }
 [ -n "$zone" ] || fail "--zone is not set; give --zone ZONE or TPU_ZONE."
+# A larger slice has several workers, each of which would train alone and write to the same MODEL_DIR.
+[[ $action =~ ^(logs|stop|delete)$ || ! $type =~ -([0-9]+)$ || ${BASH_REMATCH[1]} -le 8 ]] ||
+  fail "--type $type has more than one worker, which mpt_jax cannot use together yet; give a type of at most 8, such as v5litepod-8."
 [ "$action" = run ] || [ $# -eq 0 ] || fail "$action takes no arguments of mpt_jax; only run does."
 $dry_run || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install."
 

@@ -1,11 +1,10 @@
-"""Parameter trees as flat dicts of "a/b/c" paths: select, split, merge, count, fingerprint.
+"""Parameter trees as flat dicts of "a/b/c" paths: flatten, count, fingerprint.
 
 A tree here is nested dicts; whatever is not a dict is a leaf. Empty dicts disappear when flattened.
 """
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,27 +43,6 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"'{path}' is given twice")
         node[name] = value
     return tree
-
-
-def split(tree: Tree, pattern: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(leaves whose whole path matches the regex, all others), both as nested dicts."""
-    flat = flatten(tree)
-    matching = {path for path in flat if re.fullmatch(pattern, path)}
-    return (
-        unflatten({path: leaf for path, leaf in flat.items() if path in matching}),
-        unflatten({path: leaf for path, leaf in flat.items() if path not in matching}),
-    )
-
-
-def merge(*trees: Tree) -> dict[str, Any]:
-    """One tree with the leaves of all; ValueError when two trees hold the same path."""
-    flat: dict[str, Any] = {}
-    for tree in trees:
-        for path, leaf in flatten(tree).items():
-            if path in flat:
-                raise ValueError(f"'{path}' is in two of the trees to be merged")
-            flat[path] = leaf
-    return unflatten(flat)
 
 
 def count(tree: Any) -> int:

@@ -38,6 +38,7 @@ FIELDS = {
 }
 
 Fields = dict[str, tf.Tensor]
+Columns = dict[str, Any]
 
 
 def labelled(task: str) -> functools.partial:
@@ -47,7 +48,7 @@ def labelled(task: str) -> functools.partial:
 
 def _labelled(dataset: tf.data.Dataset, task: str, fields: tuple[str, ...]) -> tf.data.Dataset:
     return dataset.map(
-        lambda x: {"inputs": _join(task, {name: x[name] for name in fields}), "targets": _label(x["label"])},
+        lambda x: {"inputs": _join(task, {name: x[name] for name in fields}), "targets": _text(x["label"])},
         num_parallel_calls=tf.data.AUTOTUNE,
     )
 
@@ -67,7 +68,7 @@ def wsc(x: Fields) -> Fields:
     # Marks round the first span push the second one two words on.
     shift = 2 * tf.cast(x["span1_index"] < x["span2_index"], x["span2_index"].dtype)
     text = _mark(text, x["span2_text"], x["span2_index"] + shift, "#")
-    return {"inputs": _join("wsc", {"text": text}), "targets": _label(x["label"])}
+    return {"inputs": _join("wsc", {"text": text}), "targets": _text(x["label"])}
 
 
 @seqio.map_over_dataset
@@ -75,8 +76,8 @@ def multirc(x: Fields) -> Fields:
     """One answer to a question on a paragraph; `group` joins the answers of one question."""
     paragraph = tf.strings.regex_replace(tf.strings.regex_replace(x["paragraph"], "<br>", " "), "</?b>", "")
     texts = {"question": x["question"], "answer": x["answer"], "paragraph": paragraph}
-    group = tf.strings.join([tf.strings.as_string(x["idx"][name]) for name in ("paragraph", "question")], "-")
-    return {"inputs": _join("multirc", texts), "targets": tf.strings.as_string(x["label"]), "group": group}
+    group = tf.strings.join([_text(x["idx"][name]) for name in ("paragraph", "question")], "-")
+    return {"inputs": _join("multirc", texts), "targets": _text(x["label"]), "group": group}
 
 
 def squad(task: str = "squad") -> functools.partial:
@@ -90,10 +91,8 @@ def _squad(dataset: tf.data.Dataset, task: str) -> tf.data.Dataset:
         texts = {"question": _space_punctuation(x["question"]), "context": _space_punctuation(x["context"])}
         return {"inputs": _join(task, texts), "targets": answers[0], "answers": answers, "id": x["id"]}
 
-    def answered(x: Fields) -> tf.Tensor:
-        return tf.strings.length(tf.strings.reduce_join(x["answers"]["text"][:1])) > 0
-
-    return dataset.filter(answered).map(example, num_parallel_calls=tf.data.AUTOTUNE)
+    answered = dataset.filter(lambda x: tf.size(x["answers"]["text"]) > 0)
+    return answered.map(example, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -104,7 +103,7 @@ def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
         passage = tf.strings.regex_replace(passage, r"\n@highlight\n", ". ")
         entities = tf.strings.reduce_join(x["entities"], separator=", ")
         inputs = _join("record", {"query": x["query"], "entities": entities, "passage": passage})
-        ident = tf.strings.join([tf.strings.as_string(x["idx"][name]) for name in ("passage", "query")], "-")
+        ident = tf.strings.join([_text(x["idx"][name]) for name in ("passage", "query")], "-")
         return tf.data.Dataset.from_tensor_slices(x["answers"]).map(
             lambda answer: {"inputs": inputs, "targets": answer, "answers": x["answers"], "id": ident}
         )
@@ -114,10 +113,10 @@ def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """How a well-known task reads and scores. `columns` are the fields of its rows that are needed."""
+    """How a well-known task reads and scores. `columns` are the fields that are needed, each with its kind (`files.KINDS`)."""
 
     preprocessor: Callable[..., Any]
-    columns: tuple[str, ...]
+    columns: Columns
     metric_fns: tuple[Callable[..., Any], ...] = (metrics.accuracy,)
     postprocess_fn: Callable[..., Any] = metrics.strip
 
@@ -128,27 +127,35 @@ _LABEL_METRICS = {
     "mrpc": (metrics.f1, metrics.accuracy),
     "qqp": (metrics.f1, metrics.accuracy),
 }
+_MULTIRC: Columns = dict.fromkeys(("paragraph", "question", "answer"), "text")
+_MULTIRC |= {"label": "label", "idx": {"paragraph": "text", "question": "text"}}
+_RECORD: Columns = {"passage": "text", "query": "text", "entities": "texts", "answers": "texts"}
+_RECORD |= {"idx": {"passage": "text", "query": "text"}}
+_WSC: Columns = {"text": "text", "label": "label"}
+_WSC |= {"span1_text": "text", "span1_index": "position", "span2_text": "text", "span2_index": "position"}
 
 
 def known_format(task: str) -> Format | None:
     """The format of a task with a well-known name, else None."""
+    texts = dict.fromkeys(FIELDS.get(task, ()), "text")
     if task == "stsb":
-        return Format(stsb, (*FIELDS[task], "label"), (metrics.pearson, metrics.spearman), metrics.number)
+        return Format(stsb, texts | {"label": "number"}, (metrics.pearson, metrics.spearman), metrics.number)
     if task in FIELDS:
-        return Format(labelled(task), (*FIELDS[task], "label"), _LABEL_METRICS.get(task, (metrics.accuracy,)))
+        return Format(labelled(task), texts | {"label": "label"}, _LABEL_METRICS.get(task, (metrics.accuracy,)))
     if task == "squad":
         return squad_format(task)
     special = {
-        "multirc": Format(multirc, ("paragraph", "question", "answer", "label", "idx"), (metrics.multirc,), metrics.with_group),
-        "record": Format(record, ("passage", "query", "entities", "answers", "idx"), (metrics.squad,), metrics.with_answers),
-        "wsc": Format(wsc, ("text", "span1_text", "span1_index", "span2_text", "span2_index", "label")),
+        "multirc": Format(multirc, _MULTIRC, (metrics.multirc,), metrics.with_group),
+        "record": Format(record, _RECORD, (metrics.squad,), metrics.with_answers),
+        "wsc": Format(wsc, _WSC),
     }
     return special.get(task)
 
 
 def squad_format(task: str) -> Format:
     """The format of extractive question answering under the name `task`."""
-    return Format(squad(task), ("question", "context", "answers", "id"), (metrics.squad,), metrics.with_answers)
+    columns = {"question": "text", "context": "text", "answers": {"text": "texts"}, "id": "text"}
+    return Format(squad(task), columns, (metrics.squad,), metrics.with_answers)
 
 
 def format_of(task: str) -> Format:
@@ -162,8 +169,8 @@ def format_of(task: str) -> Format:
 KNOWN = (*FIELDS, "multirc", "record", "squad", "wsc")
 
 
-def _label(label: tf.Tensor) -> tf.Tensor:
-    return label if label.dtype == tf.string else tf.strings.as_string(label)
+def _text(value: tf.Tensor) -> tf.Tensor:
+    return value if value.dtype == tf.string else tf.strings.as_string(value)
 
 
 def _join(task: str, texts: Fields) -> tf.Tensor:

@@ -29,6 +29,7 @@ BLOCK = 1024  # examples that are made at a time
 MAX_SENTINELS = 100
 
 Pair = tuple[list[np.ndarray], list[np.ndarray]]
+Epoch = Callable[[np.ndarray, np.random.Generator], Iterator[Pair]]  # blocks of examples from a text's tokens
 
 
 # ---------------------------------------------------------------- objectives on token arrays
@@ -52,7 +53,7 @@ def span_lengths(inputs_length: int, targets_length: int) -> tuple[int, int, int
     if best is None:
         raise UserError(
             f"Span corruption does not fit TASK_FEATURE_LENGTHS inputs={inputs_length}, targets={targets_length}; "
-            "give at least 4 tokens to each."
+            "give at least 3 tokens to each."
         )
     return best
 
@@ -93,35 +94,49 @@ def _random_segments(count: int, items: int, segments: int, rng: np.random.Gener
     return np.diff(edges, axis=1)
 
 
-def span_corruption_pairs(
-    tokens: np.ndarray, lengths: dict[str, int], top: int, eos: int, rng: np.random.Generator
-) -> Iterator[Pair]:
-    """One epoch of span corruption over a text's tokens, in blocks."""
+def span_corruption_pairs(lengths: dict[str, int], top: int, eos: int) -> Epoch:
+    """Span corruption of a text. UserError when `lengths` are too short for it."""
     width, noise, spans = span_lengths(lengths["inputs"], lengths["targets"])
-    offset = int(rng.integers(min(width, max(len(tokens) - width, 0) + 1)))
-    count = (len(tokens) - offset) // width
-    chunks = tokens[offset : offset + count * width].reshape(count, width)
-    for start in range(0, count, BLOCK):
-        inputs, targets = corrupt_spans(chunks[start : start + BLOCK], noise, spans, top, eos, rng)
-        yield list(inputs), list(targets)
+
+    def epoch(tokens: np.ndarray, rng: np.random.Generator) -> Iterator[Pair]:
+        offset = int(rng.integers(min(width, max(len(tokens) - width, 0) + 1)))
+        count = (len(tokens) - offset) // width
+        chunks = tokens[offset : offset + count * width].reshape(count, width)
+        for start in range(0, count, BLOCK):
+            inputs, targets = corrupt_spans(chunks[start : start + BLOCK], noise, spans, top, eos, rng)
+            yield list(inputs), list(targets)
+
+    return epoch
 
 
-def prefix_lm_pairs(tokens: np.ndarray, lengths: dict[str, int], top: int, eos: int, rng: np.random.Generator) -> Iterator[Pair]:
-    """One epoch of prefix language modelling (Lester et al. 2021 §3.1): a prefix of random length → the next L - 1 tokens."""
+def prefix_lm_pairs(lengths: dict[str, int], top: int, eos: int) -> Epoch:
+    """Prefix language modelling (Lester et al. 2021 §3.1): a prefix of random length → the next L - 1 tokens.
+
+    UserError when `lengths` are too short for it.
+    """
     longest, answer = lengths["inputs"] - 1, lengths["targets"] - 1
-    position = int(rng.integers(min(longest, max(len(tokens) - answer - 1, 0) + 1)))
-    inputs: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
-    while position + answer < len(tokens):
-        prefix = min(int(rng.integers(1, longest + 1)), len(tokens) - position - answer)
-        inputs.append(np.append(tokens[position : position + prefix], np.int32(eos)))
-        targets.append(np.append(tokens[position + prefix : position + prefix + answer], np.int32(eos)))
-        position += prefix + answer
-        if len(inputs) == BLOCK:
+    if min(longest, answer) < 1:
+        raise UserError(
+            f"Prefix language modelling does not fit TASK_FEATURE_LENGTHS inputs={longest + 1}, targets={answer + 1}; "
+            "give at least 2 tokens to each."
+        )
+
+    def epoch(tokens: np.ndarray, rng: np.random.Generator) -> Iterator[Pair]:
+        position = int(rng.integers(min(longest, max(len(tokens) - answer - 1, 0) + 1)))
+        inputs: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        while position + answer < len(tokens):
+            prefix = min(int(rng.integers(1, longest + 1)), len(tokens) - position - answer)
+            inputs.append(np.append(tokens[position : position + prefix], np.int32(eos)))
+            targets.append(np.append(tokens[position + prefix : position + prefix + answer], np.int32(eos)))
+            position += prefix + answer
+            if len(inputs) == BLOCK:
+                yield inputs, targets
+                inputs, targets = [], []
+        if inputs:
             yield inputs, targets
-            inputs, targets = [], []
-    if inputs:
-        yield inputs, targets
+
+    return epoch
 
 
 # ---------------------------------------------------------------- as seqio preprocessors
@@ -131,20 +146,22 @@ def pairs(
     dataset: tf.data.Dataset,
     sequence_length: dict[str, int],
     output_features: dict[str, seqio.Feature],
-    objective: Callable[..., Iterable[Pair]],
+    objective: Callable[[dict[str, int], int, int], Epoch],
     epochs: int,
     max_examples: int | None,
     seed: int,
 ) -> tf.data.Dataset:
     """Preprocessor: rows with `text` → tokenised (inputs, targets) of `objective`, `epochs` times, at most `max_examples`."""
     vocabulary = output_features["inputs"].vocabulary
+    # Out here: TensorFlow would turn a UserError in the generator into one of its own.
+    pairs_of = objective(sequence_length, vocabulary.vocab_size - 1, vocabulary.eos_id)
 
     def generate() -> Iterator[dict[str, tf.RaggedTensor]]:
         tokens = _tokenise(dataset, vocabulary.tokenizer)
         left = max_examples if max_examples is not None else -1
         for epoch in range(epochs):
             rng = np.random.default_rng([seed, epoch])
-            for inputs, targets in objective(tokens, sequence_length, vocabulary.vocab_size - 1, vocabulary.eos_id, rng):
+            for inputs, targets in pairs_of(tokens, rng):
                 if left == 0:
                     return
                 if left > 0:
@@ -226,7 +243,7 @@ def _corpus_dataset(split: str) -> tf.data.Dataset:
 
 def register(
     name: str,
-    objective: Callable[..., Iterable[Pair]],
+    objective: Callable[[dict[str, int], int, int], Epoch],
     source: seqio.DataSource | None = None,
     epochs: int = 1,
     max_examples: int | None = None,

@@ -165,7 +165,7 @@ def test_indices_outside_are_errors(place, vocabulary):
 
 def test_labels_are_the_targets_of_a_classification(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
-    assert cache.labels == cache.targets_text
+    assert cache.labels == [cache.target_text(i) for i in range(700)]
     assert sorted(set(cache.labels)) == ["blue", "green", "no blue", "no green", "no red", "red"]
     assert open_task(place.data, f"{place.module}_plain", "test", vocabulary).labels is None  # three rows say nothing
 
@@ -174,7 +174,7 @@ def test_scores_are_the_tasks_own(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
     predictions = [" red " if i % 2 == 0 else cache.target_text(i) for i in range(700)]
     scores = cache.score(predictions)
-    hits = sum(prediction.strip() == target for prediction, target in zip(predictions, cache.targets_text, strict=True))
+    hits = sum(prediction.strip() == target for prediction, target in zip(predictions, cache.labels, strict=True))
     assert scores["accuracy"] == pytest.approx(100 * hits / 700)
     assert set(scores) == {"accuracy", "f1"}
     assert cache.score(["red", "no blue"], [0, 1]) == {"accuracy": 100.0, "f1": 100.0}
@@ -230,7 +230,7 @@ def test_a_built_cache_needs_no_tensorflow(place, vocabulary):
         assert mixture_tasks(data, "{place.module}_mixture") == [("{place.module}_plain", 3.0), ("{place.module}_cuts_eos", 1.5)]
         cache = open_task(data, "{place.module}_plain", "train", vocabulary)
         assert make_loader(data, [stream_data(cache, k_shot=2)]).batch(5)["encoder_tokens"].shape == (4, 12)
-        assert cache.score(cache.targets_text)["accuracy"] == 100.0
+        assert cache.score(cache.labels)["accuracy"] == 100.0
         assert vocabulary.decode(cache.targets(0)) == "red"
         assert not {{"tensorflow", "seqio", "tasks", "{place.module}"}} & set(sys.modules)
     """)
@@ -272,9 +272,9 @@ def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):
 
 def test_mixtures(place, vocabulary):
     plain, cuts, one = (f"{place.module}_{name}" for name in ("plain", "cuts_eos", "one_step"))
-    assert mixture_tasks(place.data, f"{place.module}_mixture", vocabulary) == [(plain, 3.0), (cuts, 1.5)]
-    assert mixture_tasks(place.data, plain, vocabulary) == [(plain, 1.0)]
-    nested = dict(mixture_tasks(place.data, f"{place.module}_outer", vocabulary))
+    assert mixture_tasks(place.data, f"{place.module}_mixture") == [(plain, 3.0), (cuts, 1.5)]
+    assert mixture_tasks(place.data, plain) == [(plain, 1.0)]
+    nested = dict(mixture_tasks(place.data, f"{place.module}_outer"))
     assert nested[one] == 1.0 and nested[plain] == pytest.approx(2 / 3) and nested[cuts] == pytest.approx(1 / 3)
 
 
@@ -283,7 +283,7 @@ def test_mistakes_are_told_in_a_sentence(place, vocabulary, tmp_path):
     with pytest.raises(UserError, match=f"'{place.module}_plian'.*Did you mean '{place.module}_plain'"):
         open_task(place.data, f"{place.module}_plian", "train", vocabulary)
     with pytest.raises(UserError, match=f"Did you mean '{place.module}_mixture'"):
-        mixture_tasks(place.data, f"{place.module}_mixtrue", vocabulary)
+        mixture_tasks(place.data, f"{place.module}_mixtrue")
     with pytest.raises(UserError, match=r"has no split 'validation' \(it has train, test\).*eval_split"):
         open_task(place.data, f"{place.module}_plain", "validation", vocabulary)
     with pytest.raises(UserError, match="has no examples in its split 'train'"):
@@ -300,14 +300,10 @@ def test_mistakes_are_told_in_a_sentence(place, vocabulary, tmp_path):
 def test_vocabulary_equals_seqios(vocabulary):
     reference = vocabulary.seqio()
     texts = ["the cat is red", "naïve ☃ 7", "", "good <extra_id_0> and <extra_id_99> bad", "  two   spaces "]
-    assert (
-        vocabulary.encode_batch(texts)
-        == [vocabulary.encode(line) for line in texts]
-        == [reference.encode(line) for line in texts]
-    )
-    assert vocabulary.vocab_size == reference.vocab_size and vocabulary.extra_ids == 100
-    assert vocabulary.sentinel(0) == vocabulary.vocab_size - 1 == vocabulary.encode("<extra_id_0>")[-1]
-    for ids in ([5, 9, 12], [5, 1, 9], [5, 10**5, 9], [], [vocabulary.sentinel(3), 4]):
+    assert [vocabulary.encode(line) for line in texts] == [reference.encode(line) for line in texts]
+    assert vocabulary.vocab_size == reference.vocab_size
+    assert [vocabulary.encode(f"<extra_id_{k}>")[-1] for k in (0, 99)] == [vocabulary.vocab_size - 1, vocabulary.vocab_size - 100]
+    for ids in ([5, 9, 12], [5, 1, 9], [5, 10**5, 9], [], [vocabulary.vocab_size - 4, 4]):
         assert vocabulary.decode(np.array(ids, np.int32)) == reference.decode(ids)
 
 
@@ -317,6 +313,9 @@ def test_vocabulary_mistakes(vocabulary, tmp_path):
     check_vocabulary(vocabulary, CONFIG)
     with pytest.raises(UserError, match=f"vocab_size=8, fewer than the {vocabulary.vocab_size} ids"):
         check_vocabulary(vocabulary, dataclasses.replace(CONFIG, vocab_size=8))
+    check_vocabulary(vocabulary, dataclasses.replace(CONFIG, vocab_size=vocabulary.vocab_size + 127))
+    with pytest.raises(UserError, match=f"128 more than the {vocabulary.vocab_size} ids .* set BackboneConfig.vocabulary"):
+        check_vocabulary(vocabulary, dataclasses.replace(CONFIG, vocab_size=vocabulary.vocab_size + 128))
     with pytest.raises(UserError, match="Cannot read the vocabulary"):
         Vocabulary(tmp_path / "none.model")
     (tmp_path / "text.model").write_text("not a model")
@@ -327,5 +326,4 @@ def test_vocabulary_mistakes(vocabulary, tmp_path):
 def test_repr_and_counts(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "test", vocabulary)
     assert isinstance(cache, TokenCache) and repr(cache) == f"TokenCache({place.module}_plain/test, 3 examples)"
-    assert cache.num_truncated == cache.truncated["inputs"] + cache.truncated["targets"]
     assert cache.input_lengths().tolist() == [len(cache.inputs(i)) for i in range(3)]

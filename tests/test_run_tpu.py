@@ -54,8 +54,22 @@ def test_each_action_names_the_tpu_zone_and_project(action):
 
 
 def test_create_asks_for_what_was_said():
-    create, _ = commands("--spot", "--type", "v4-32", "--version", "tpu-ubuntu2204-base", "create", TPU_ZONE="z")
-    assert {"--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base", "--spot", "--zone=z"} <= set(create)
+    create, _ = commands("--spot", "--type", "v4-8", "--version", "tpu-ubuntu2204-base", "create", TPU_ZONE="z")
+    assert {"--accelerator-type=v4-8", "--runtime-version=tpu-ubuntu2204-base", "--spot", "--zone=z"} <= set(create)
+
+
+@pytest.mark.parametrize("kind", ["v4-16", "v3-32", "v5litepod-16", "v5p-128"])
+def test_a_slice_of_several_workers_is_refused_but_can_be_given_back(kind):
+    for arguments in (["create"], ["setup"], ["run", "--", "train"]):
+        result = run("--dry-run", "--zone", "z", "--type", kind, *arguments)
+        assert result.returncode == 2
+        assert f"--type {kind} has more than one worker" in result.stderr
+    assert commands("--zone", "z", "delete", TPU_TYPE=kind)
+
+
+@pytest.mark.parametrize("kind", ["v2-8", "v4-8", "v5litepod-1", "v6e-8"])
+def test_a_single_worker_is_taken(kind):
+    assert f"--accelerator-type={kind}" in commands("--zone", "z", "--type", kind, "create")[0]
 
 
 def test_setup_copies_the_code_and_keeps_runs_and_environment():

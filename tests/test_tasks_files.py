@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def write(folder: Path, task: str, **splits: list) -> None:
     (folder / task).mkdir(exist_ok=True)
     for split, rows in splits.items():
         lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-        (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
     files.register()
 
 
@@ -118,7 +119,7 @@ def test_record_has_a_copy_for_each_answer_and_scores_it_once(folder, data, voca
     cache = open_task(data, "files_record", "train", vocabulary)
     inputs = "record query: @placeholder ran. entities: Ann, Bob passage: Ann met Bob. They ran. far"
     assert [cache.text(i)["inputs_pretokenized"] for i in range(len(cache))] == [inputs, inputs]
-    assert cache.targets_text == ["Ann", "Bob"]
+    assert [cache.target_text(i) for i in range(2)] == ["Ann", "Bob"]
     assert cache.score(["bob", "bob"]) == {"em": 100.0, "f1": 100.0}
 
 
@@ -131,13 +132,19 @@ def test_any_rows_with_inputs_and_targets(folder, data, vocabulary):
     assert mixture_tasks(data, "files_mine_plain") == [("files_mine_plain", 1.0)]
 
 
-def test_several_answers_and_questions_under_any_name(folder, data, vocabulary):
+def test_several_answers_and_questions_under_any_name(folder, data, vocabulary, caplog):
     write(folder, "mine_answers", train=[{"inputs": "who", "targets": "Ann", "answers": ["Ann", "Bob"]}], validation=[])
     assert open_task(data, "files_mine_answers", "train", vocabulary).score(["the bob"]) == {"em": 100.0, "f1": 100.0}
     question = {"question": "Who?", "context": "Ann.", "answers": ["Ann"]}
-    write(folder, "mine_questions", train=[question, {**question, "answers": [""]}], validation=[])
-    cache = open_task(data, "files_mine_questions", "train", vocabulary)  # the question without an answer is left out
-    assert len(cache) == 1 and cache.text(0)["inputs_pretokenized"] == "mine_questions question: Who ?  context: Ann . "
+    unanswered = [{**question, "answers": answers} for answers in ([], [" "], {"text": [""]})]
+    answered = {**question, "answers": ["", "Ann"]}
+    write(folder, "mine_questions", train=[question, *unanswered, answered], validation=unanswered)
+    cache = open_task(data, "files_mine_questions", "train", vocabulary)
+    assert "3 rows with empty 'answers' are left out" in caplog.text
+    assert [cache.target_text(i) for i in range(len(cache))] == ["Ann", "Ann"]
+    with pytest.raises(UserError, match=r"validation.jsonl has 3 rows, all with empty 'answers'"):
+        open_task(data, "files_mine_questions", "validation", vocabulary)
+    assert cache.text(0)["inputs_pretokenized"] == "mine_questions question: Who ?  context: Ann . "
 
 
 @pytest.mark.parametrize("size, expected", [(9_999, (9_999, 150, 151)), (10_000, (9_000, 1_000, 301))])
@@ -151,13 +158,69 @@ def test_test_split_by_attempts_rule(folder, size, expected):
         train=[{"inputs": f"train {i}", "targets": "x"} for i in range(size)],
         validation=[{"inputs": f"validation {i}", "targets": "x"} for i in range(301)],
     )
-    splits = {name: files.split_rows(task, ("inputs", "targets"), name) for name in ("train", "validation", "test")}
+    columns = files.GENERIC.columns
+    splits = {name: files.split_rows(task, columns, name) for name in ("train", "validation", "test")}
     assert tuple(map(len, splits.values())) == expected
     texts = [row["inputs"] for rows in splits.values() for row in rows]
     assert len(set(texts)) == size + 301  # disjoint, and nothing is lost
-    assert files.split_rows(task, ("inputs", "targets"), "validation") == splits["validation"]
+    assert files.split_rows(task, columns, "validation") == splits["validation"]
     first = [int(row["inputs"].split()[1]) for row in splits["validation"]]
     assert first != list(range(len(first)))  # a random choice
+
+
+def test_a_single_row_validates_but_cannot_be_halved(folder, data, vocabulary):
+    rows = [{"inputs": "the cat", "targets": "yes"}]
+    write(folder, "mine_single", train=rows, validation=rows)
+    assert len(open_task(data, "files_mine_single", "validation", vocabulary)) == 1
+    with pytest.raises(UserError, match=r"validation.jsonl has one row, which cannot be halved"):
+        open_task(data, "files_mine_single", "test", vocabulary)
+
+
+def write_tsv(folder: Path, task: str, text: str) -> None:
+    from tasks import files
+
+    (folder / task).mkdir(exist_ok=True)
+    (folder / task / "train.tsv").write_text(text, encoding="utf-8")
+    files.register()
+
+
+def test_tab_separated_rows_are_rows(folder, data, vocabulary):
+    write_tsv(folder, "sst2", '\ufefflabel\tsentence\r\n1\tso "good\r\n\r\n0\t1.5\r\n')
+    cache = open_task(data, "files_sst2", "train", vocabulary)
+    assert [cache.text(i)["inputs_pretokenized"] for i in range(2)] == ['sst2 sentence: so "good', "sst2 sentence: 1.5"]
+    assert [cache.target_text(i) for i in range(2)] == ["1", "0"]
+    write_tsv(folder, "stsb", "sentence1\tsentence2\tlabel\na\tb\t3.71\n")
+    assert open_task(data, "files_stsb", "train", vocabulary).target_text(0) == "3.8"
+    write_tsv(folder, "mine_table", "question\tcontext\tanswers\nWho?\tAnn.\tAnn\n")
+    assert open_task(data, "files_mine_table", "train", vocabulary).score(["ann"]) == {"em": 100.0, "f1": 100.0}
+
+
+def test_bad_tables_are_named(folder, data, vocabulary):
+    for number, (text, message) in enumerate(
+        [
+            ("inputs\ttargets\na\tb\nc\n", r"train.tsv, line 3: 1 fields between tabs, but line 1 names 2 \(inputs, targets\)"),
+            ("inputs\tinputs\na\tb\n", r"train.tsv, line 1: a field name occurs twice"),
+            ("a\tb\n", r"train.tsv has no rows"),
+            ("a\tb\nc\td\n", r"train.tsv, line 2: no field 'inputs' \(it has a, b\)"),
+        ]
+    ):
+        write_tsv(folder, f"mine_bad_table_{number}", text)
+        with pytest.raises(UserError, match=message):
+            open_task(data, f"files_mine_bad_table_{number}", "train", vocabulary)
+    write(folder, "mine_bad_table_0", train=[{"inputs": "a", "targets": "b"}])
+    with pytest.raises(UserError, match=r"There are both .*train.jsonl and .*train.tsv"):
+        open_task(data, "files_mine_bad_table_0", "train", vocabulary)
+
+
+def test_questions_of_infer_need_no_answer(folder, data, vocabulary):
+    from mpt_jax.data.rows import tokenise_rows
+
+    write(folder, "squad", train=[ROWS["squad"][0]])
+    (tokens,), cut = tokenise_rows(data, "files_squad", [{"question": "Who?", "context": "Ann."}], vocabulary)
+    assert tokens[:-1].tolist() == vocabulary.encode("squad question: Who ?  context: Ann . ") and cut == 0
+    write(folder, "sst2", train=[ROWS["sst2"][0]])
+    (tokens,), _ = tokenise_rows(data, "files_sst2", [ROWS["sst2"][0]], vocabulary)  # with its label, a number
+    assert tokens[:-1].tolist() == vocabulary.encode(ROWS["sst2"][1])
 
 
 def test_a_given_test_file_is_the_test_split(folder, data, vocabulary):
@@ -193,20 +256,67 @@ def test_another_folder_is_another_cache_and_both_stay(folder, data, vocabulary,
 
 
 BAD = {
-    "not JSON": ('{"inputs": "a", "targets"', r"train.jsonl line 3 is not JSON"),
-    "not an object": ("[1, 2]", r"train.jsonl line 3 is not a JSON object but a list"),
-    "a missing field": ('{"inputs": "a", "answer": "b"}', r"line 3 has no field 'targets' \(it has inputs, answer\)"),
-    "a list for text": ('{"inputs": ["a"], "targets": "b"}', r"line 3: 'inputs' must be text"),
+    "not JSON": ('{"inputs": "a", "targets"', r"train.jsonl, line 3: not JSON"),
+    "not UTF-8": ('{"inputs": "a", "targets": "\udce9"}', r"train.jsonl, line 3: not UTF-8 \(invalid continuation byte\)"),
+    "half a character": (r'{"inputs": "a\ud83d", "targets": "b"}', r"train.jsonl, line 3: not JSON .*surrogates not allowed"),
+    "not an object": ("[1, 2]", r"train.jsonl, line 3: a JSON object is needed, not \[1, 2\]"),
+    "a missing field": ({"inputs": "a", "answer": "b"}, r"line 3: no field 'targets' \(it has inputs, answer\)"),
+    "a list for text": ({"inputs": ["a"], "targets": "b"}, r"line 3: 'inputs' must be text, not \[\"a\"\]"),
+    "null": ({"inputs": "a", "targets": None}, r"line 3: 'targets' must be text that is not empty, not null"),
+    "true": ({"inputs": "a", "targets": True}, r"line 3: 'targets' must be text that is not empty, not true"),
+    "an empty target": ({"inputs": "a", "targets": " "}, r"line 3: 'targets' must be text that is not empty, not \" \""),
+    "a number that is none": ({"inputs": math.nan, "targets": "a"}, r"line 3: 'inputs' must be text, not NaN"),
+}
+BAD_FIELDS = {  # of a well-known task: field, value, what is told
+    "sst2": [
+        ("label", None, r"'label' must be a whole number \(such as 0 or 1\) or a word, not null"),
+        ("label", True, r"'label' must be .* not true"),
+        ("label", 1.0, r"'label' must be .* not 1.0"),
+        ("label", "", r"'label' must be .* not \"\""),
+        ("sentence", None, r"'sentence' must be text, not null"),
+    ],
+    "stsb": [("label", "much", r"'label' must be a number, not \"much\""), ("label", math.inf, "must be a number, not Infinity")],
+    "wsc": [("span1_index", -1, r"'span1_index' must be the number of a word, 0 to 999, not -1")],
+    "multirc": [
+        ("idx", 3, r"'idx' must be an object with paragraph and question, not 3"),
+        ("idx", {"paragraph": 1}, r"'idx.question' must be text, not null"),
+    ],
+    "squad": [
+        ("answers", {"answer_start": [3]}, r"'answers.text' must be a text or a list of texts, not null"),
+        ("answers", ["a", None], r"'answers' must be a text or a list of texts, not \[\"a\", null\]"),
+    ],
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_lines_are_named(folder, data, vocabulary, kind):
     line, message = BAD[kind]
-    task = f"mine_bad_{kind.replace(' ', '_')}"
+    task = f"mine_bad_{kind.replace(' ', '_').replace('-', '_')}"
     write(folder, task, train=[{"inputs": "a", "targets": "b"}, "", line], validation=[])
     with pytest.raises(UserError, match=message):
         open_task(data, f"files_{task}", "train", vocabulary)
+
+
+@pytest.mark.parametrize("task", BAD_FIELDS)
+def test_bad_fields_are_named(folder, data, vocabulary, task):
+    row = ROWS[task][0]
+    for field, value, message in BAD_FIELDS[task]:
+        write(folder, task, train=[row, {**row, field: value}])
+        with pytest.raises(UserError, match=rf"{task}/train.jsonl, line 2: .*{message}.*; correct the line") as caught:
+            open_task(data, f"files_{task}", "train", vocabulary)
+        assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_numbers_or_words(folder, data, vocabulary):
+    row = ROWS["cb"][0]
+    write(folder, "cb", train=[row, {**row, "label": 1}, {**row, "label": "1"}])
+    cache = open_task(data, "files_cb", "train", vocabulary)
+    assert [cache.target_text(i) for i in range(3)] == ["neutral", "1", "1"]
+
+
+def test_a_folder_that_cannot_be_a_task_is_told(folder, caplog):
+    write(folder, "my-task", train=[{"inputs": "a", "targets": "b"}])
+    assert "my-task is not read: rename the folder" in caplog.text
 
 
 def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
@@ -225,8 +335,8 @@ def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
         open_task(data, "files_rte", "train", vocabulary)
 
 
-def test_real_mixture_is_registered_without_a_download(data, vocabulary):
-    rates = dict(mixture_tasks(data, "mpt_sources", vocabulary))
+def test_real_mixture_is_registered_without_a_download(data):
+    rates = dict(mixture_tasks(data, "mpt_sources"))
     assert list(rates) == ["mnli", "qnli", "qqp", "sst2", "squad", "record"]
     assert rates["mnli"] == rates["qqp"] == 2**18 and rates["sst2"] == 67_349
 
@@ -278,9 +388,12 @@ def test_real_tasks(data, monkeypatch):
         caches = [open_task(data, f"files_{task}", split, vocabulary) for split in ("validation", "test")]
         assert tuple(map(len, caches)) == sizes[1:]
         for cache in caches:
-            assert cache.score(cache.targets_text) == dict.fromkeys(cache.score(cache.targets_text), 100.0)
+            scores = cache.score([cache.target_text(i) for i in range(len(cache))])
+            assert scores == dict.fromkeys(scores, 100.0)
             assert vocabulary.decode(cache.inputs(0)).startswith(f"{task} ")
             assert (cache.labels is None) == (task == "tydiqa_goldp_en")
+    with pytest.raises(UserError, match=r"squad_xquad/train.jsonl has 795 rows, all with empty 'answers'"):
+        open_task(data, "files_squad_xquad", "train", vocabulary)
     train = open_task(data, "files_cb", "train", vocabulary)
     assert len(train) == 250 and sorted(set(train.labels)) == ["0", "1", "2"]
     assert np.mean([len(train.inputs(i)) for i in range(250)]) > 50

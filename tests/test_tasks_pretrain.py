@@ -67,9 +67,12 @@ def test_chunks_are_as_long_as_t5s(inputs):
     assert shorter[0] < tokens and shorter[1] + shorter[2] + 1 <= targets - 5
 
 
-def test_too_short_lengths_are_told():
-    with pytest.raises(UserError, match="inputs=2, targets=2"):
-        pretrain.span_lengths(2, 2)
+def test_too_short_lengths_are_told(corpus, data, vocabulary):
+    assert pretrain.span_lengths(3, 3) == (2, 1, 1)
+    for task, inputs, targets in (("span_corruption", 32, 2), ("prefix_lm", 32, 1), ("prefix_lm", 1, 16)):
+        short = dataclasses.replace(data, lengths={"inputs": inputs, "targets": targets})
+        with pytest.raises(UserError, match=f"inputs={inputs}, targets={targets}; give at least"):
+            open_task(short, task, "train", vocabulary)
 
 
 def merged(inputs: list[int], targets: list[int], sentinels: range) -> list[int]:
@@ -123,7 +126,7 @@ def test_span_corruption_of_a_corpus(corpus, data, vocabulary):
     offset = next(i for i in range(width) if tokens[i : i + 60] == joined[:60])
     assert joined == tokens[offset : offset + len(joined)]  # documents run on, in order
     assert {len(cache.inputs(i)) for i in range(len(cache))} == {width - noise + spans + 1} and width - noise + spans + 1 >= 31
-    assert cache.num_truncated == 0 and cache.labels is None and cache.score([""], [0]) == {}
+    assert cache.truncated == {"inputs": 0, "targets": 0} and cache.labels is None and cache.score([""], [0]) == {}
     assert cache.target_text(0).startswith("<extra_id_0>")
     assert 0 < len(held_out) <= 3
 

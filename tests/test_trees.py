@@ -17,19 +17,6 @@ def test_tuples_are_leaves():
     assert trees.flatten({"a": {"b": (1, 2)}}) == {"a/b": (1, 2)}
 
 
-def test_split_takes_whole_paths_and_merge_undoes_it():
-    matching, rest = trees.split(TREE, "a/.*")
-    assert list(trees.flatten(matching)) == ["a/b", "a/c/d"]
-    assert list(rest) == ["e"]
-    assert trees.split(TREE, "a")[0] == {}  # a prefix is not a match
-    assert trees.flatten(trees.merge(rest, matching)).keys() == trees.flatten(TREE).keys()
-
-
-def test_merge_refuses_a_path_twice():
-    with pytest.raises(ValueError, match="a/b"):
-        trees.merge(TREE, {"a": {"b": 1}})
-
-
 @pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 2, "a": 1}])
 def test_unflatten_refuses_a_leaf_that_is_a_folder(flat):
     with pytest.raises(ValueError, match="'a"):

@@ -123,9 +123,13 @@ def find_task(modules: tuple[str, ...], name: str) -> Any:
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+    hint = nearest(name, names)
+    if name.startswith("files_") and not os.environ.get("MPT_JAX_DATA"):
+        hint = " The environment variable MPT_JAX_DATA, which names the folder of such tasks, is not set."
     raise UserError(
-        f"No seqio task or mixture '{name}' is registered by {', '.join(modules) or 'this program'}.{nearest(name, names)} "
-        "Correct DataConfig.mixture (MIXTURE_OR_TASK_NAME), or add the module that registers it to DataConfig.task_modules."
+        f"No seqio task or mixture '{name}' is registered by {', '.join(modules) or 'this program'}.{hint} "
+        "Correct DataConfig.mixture (MIXTURE_OR_TASK_NAME) or, in a study, PipelineConfig.sources or PipelineConfig.targets; "
+        "or add the module that registers it to DataConfig.task_modules."
     )
 
 

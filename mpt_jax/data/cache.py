@@ -56,10 +56,10 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
     return cache
 
 
-def mixture_tasks(data: DataConfig, name: str, vocabulary: Vocabulary | None = None) -> list[tuple[str, float]]:
+def mixture_tasks(data: DataConfig, name: str) -> list[tuple[str, float]]:
     """(task, rate) of each task of a seqio mixture in the order of its registration; a task's own name gives [(name, 1.0)].
 
-    The answer is kept beside the token caches, so that a second run needs no seqio. `vocabulary` is not used.
+    The answer is kept beside the token caches, so that a second run needs no seqio.
     """
     folder = cache_root(data) / "_mixtures"
     path = folder / f"{fingerprint.digest(str(FORMAT), name, *data.task_modules)}.json"
@@ -109,11 +109,6 @@ class TokenCache:
     def __repr__(self) -> str:
         return f"TokenCache({self.task}/{self.split}, {len(self)} examples)"
 
-    @property
-    def num_truncated(self) -> int:
-        """Cut inputs plus cut targets."""
-        return sum(self.truncated.values())
-
     def inputs(self, i: int) -> np.ndarray:
         """Tokens of example i, int32 [<= T]."""
         return self._row("inputs", i)
@@ -136,11 +131,6 @@ class TokenCache:
         """The target as the task wrote it, or its tokens decoded if the task keeps no text."""
         text = self.text(i).get("targets_pretokenized")
         return text if text is not None else self.vocabulary.decode(self.targets(i))
-
-    @property
-    def targets_text(self) -> list[str]:
-        """`target_text` of every example."""
-        return [self.target_text(i) for i in range(len(self))]
 
     @property
     def labels(self) -> list[str] | None:

@@ -61,10 +61,17 @@ def tokenise_rows(
 
 def _fields(task: Any) -> dict[str, Any]:
     """Name → tf.TypeSpec of the fields of the task's source."""
+    import tensorflow as tf
+
+    def dense(spec: Any) -> Any:
+        """A list of any length, as one row has it: of a ragged column, TensorFlow still calls it ragged."""
+        return tf.TensorSpec(spec.shape, spec.dtype) if getattr(spec, "ragged_rank", 1) == 0 else spec
+
     reasons = []
     for split in task.splits:
         try:
-            return dict(task.source.get_dataset(split=split, shuffle=False, **_seed(task.source)).element_spec)
+            dataset = task.source.get_dataset(split=split, shuffle=False, **_seed(task.source))
+            return tf.nest.map_structure(dense, dict(dataset.element_spec))
         except Exception as error:  # a file that is not there, a download that is not possible
             reasons.append(f"{split}: {error}")
     raise UserError(
@@ -101,6 +108,8 @@ def _filled(value: Any, spec: Any, filler: int) -> Any:
         fill = "x" if filler else ""
         shape = [size if size is not None else 1 for size in spec.shape]
         value = np.full(shape, fill if spec.dtype == tf.string else filler).tolist()
+    if spec.dtype == tf.string and isinstance(value, (int, float)):
+        value = str(value)  # a label that is a number, where the task's source makes texts of them
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.ragged.constant(value, dtype=spec.dtype)
     return tf.constant(value, dtype=spec.dtype)

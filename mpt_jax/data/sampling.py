@@ -21,7 +21,6 @@ import numpy as np
 from mpt_jax.config import DataConfig, StreamConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache, mixture_tasks
-from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -51,11 +50,11 @@ def stream_data(cache: TokenCache, k_shot: int = 0, seed: int = 0, rate: float =
     return StreamData(cache, k_shot_rows(cache, k_shot, seed), seed, rate, k_shot)
 
 
-def stream_configs(data: DataConfig, vocabulary: Vocabulary | None = None) -> list[tuple[StreamConfig, float]]:
+def stream_configs(data: DataConfig) -> list[tuple[StreamConfig, float]]:
     """The streams of a run with their rates: `data.streams`, or one for each task of the mixture (all of group 0)."""
     if data.streams:
         return [(stream, 1.0) for stream in data.streams]
-    return [(StreamConfig(task), rate) for task, rate in mixture_tasks(data, data.mixture, vocabulary)]
+    return [(StreamConfig(task), rate) for task, rate in mixture_tasks(data, data.mixture)]
 
 
 def k_shot_rows(cache: TokenCache, k: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ The same ids and texts as `seqio.SentencePieceVocabulary(path, extra_ids=100)`: 
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mpt_jax.errors import UserError
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100
+PADDING = 128  # T5's embeddings are padded to a multiple of this
 
 
 class Vocabulary:
@@ -45,10 +46,6 @@ class Vocabulary:
             )
 
     @property
-    def extra_ids(self) -> int:
-        return EXTRA_IDS
-
-    @property
     def vocab_size(self) -> int:
         """Number of ids, sentinels included; a model's V is this or more (T5 pads 32,100 to 32,128)."""
         return self._processor.get_piece_size()
@@ -58,16 +55,8 @@ class Vocabulary:
         """SHA-256 of the model file, 16 hex digits."""
         return hashlib.sha256(self._model).hexdigest()[:16]
 
-    def sentinel(self, number: int) -> int:
-        """Id of `<extra_id_{number}>`."""
-        return self.vocab_size - 1 - number
-
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
-        return self._processor.encode(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` up to the first EOS; ids outside the vocabulary (a padded softmax has them) read as unknown."""
@@ -87,10 +76,12 @@ class Vocabulary:
 
 
 def check_vocabulary(vocabulary: Vocabulary, config: T5Config) -> None:
-    """UserError when the model has fewer embeddings than the vocabulary has ids."""
-    if config.vocab_size < vocabulary.vocab_size:
+    """UserError when the model has fewer embeddings than the vocabulary has ids, or so many more that it is another model's."""
+    unused = config.vocab_size - vocabulary.vocab_size
+    if not 0 <= unused < PADDING:
+        how = "fewer than" if unused < 0 else f"{unused} more than"
         raise UserError(
-            f"The model has T5Config.vocab_size={config.vocab_size}, fewer than the {vocabulary.vocab_size} ids ({EXTRA_IDS} "
+            f"The model has T5Config.vocab_size={config.vocab_size}, {how} the {vocabulary.vocab_size} ids ({EXTRA_IDS} "
             f"sentinels included) of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that goes with the model."
         )
 

@@ -1,0 +1,65 @@
+"""Rows of text files: JSON objects, one a line, or where the file ends in .tsv, tab-separated values under a line of names."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mpt_jax.errors import UserError
+
+Record = tuple[int, dict[str, Any]]
+
+
+def read_records(path: Path, key: str = "the file") -> Iterator[Record]:
+    """(line number, row) of each line that is not blank. In TSV nothing is quoted and every value is a text.
+
+    `key` names what gave the path, for messages.
+
+    Raises:
+      UserError: the file cannot be read; or, with its number, a line that is not UTF-8, is not a JSON object, or has another
+        number of fields than the first.
+    """
+    lines = _lines(path, key)
+    return _table(path, lines) if path.suffix == ".tsv" else _objects(path, lines)
+
+
+def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise UserError(f"Cannot read {key} '{path}' ({error.strerror}); check the path.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); save the file as UTF-8.") from None
+
+
+def _objects(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+            if "\\u" in line:  # may be half of a surrogate pair, which no tokeniser takes
+                json.dumps(row, ensure_ascii=False).encode()
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: a JSON object is needed, not {line[:40]}; correct the line.")
+        yield number, row
+
+
+def _table(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
+    first, header = next(lines, (1, ""))
+    names = header.split("\t")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}, line {first}: a field name occurs twice ({', '.join(names)}); rename one of the two.")
+    for number, line in lines:
+        values = line.split("\t")
+        if len(values) != len(names):
+            raise UserError(
+                f"{path}, line {number}: {len(values)} fields between tabs, but line {first} names {len(names)} "
+                f"({', '.join(names)}); correct the line."
+            )
+        yield number, dict(zip(names, values, strict=True))
