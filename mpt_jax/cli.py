@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from mpt_jax import __version__
+from mpt_jax.checkpoint.folder import RunFolder, write_text
 from mpt_jax.config import Experiment, PipelineConfig, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import Parsed, gin_literal, parse
@@ -130,10 +131,8 @@ def write_config(text: str, config: Any, model_dir: str) -> None:
         if path.exists() and path.read_text(encoding="utf-8") != text:
             number = next(n for n in range(1, 10**6) if not (folder / f"config.{n}.gin").exists())
             path.rename(folder / f"config.{number}.gin")
-        for target, content in ((path, text), (folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")):
-            temporary = target.with_suffix(target.suffix + ".tmp")
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(target)
+        write_text(path, text)
+        write_text(folder / "config.json", json.dumps(to_dict(config), indent=1) + "\n")
     except OSError as error:
         raise UserError(
             f"Cannot write into MODEL_DIR '{folder}' ({error.strerror}); give a folder that you may write to."
@@ -143,11 +142,8 @@ def write_config(text: str, config: Any, model_dir: str) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     experiment = parsed.experiment()
-    from mpt_jax.checkpoint.folder import RunFolder
-
-    RunFolder(experiment.train.model_dir).begin(
-        experiment
-    )  # refuses a folder that holds another run, before its config.gin changes
+    # Refuses a folder that holds another run, before its config.gin changes.
+    RunFolder(experiment.train.model_dir).begin(experiment)
     write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
     from mpt_jax.train import run_training
 
@@ -175,9 +171,10 @@ def _infer(arguments: argparse.Namespace) -> None:
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
-    write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
-    from mpt_jax.pipeline import run_pipeline
+    from mpt_jax.pipeline import check_study, run_pipeline
 
+    check_study(config)  # refuses a folder that holds another study, before its config.gin changes
+    write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
     _say_where_the_report_is(run_pipeline(config))
 
 

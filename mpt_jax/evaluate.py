@@ -146,7 +146,7 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     data, mesh = experiment.data, setup.mesh_of(experiment)
     trained = setup.open_trained(experiment, mesh)
     vocabulary = setup.open_vocabulary(experiment, trained.backbone)
-    streams = setup.find_streams(experiment, vocabulary)
+    streams = setup.find_streams(experiment)
     caches = setup.open_caches(experiment, streams.tasks, data.eval_split, vocabulary)
     numbers = trained.prompt_of(streams.tasks)
     metrics = evaluate(

@@ -5,6 +5,7 @@ preprocessors format (what they need besides, such as a label, may be missing). 
 """
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from mpt_jax import setup
+from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.config import Experiment
+from mpt_jax.data.cache import mixture_tasks
+from mpt_jax.data.records import read_records
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import predict_tokens
@@ -34,7 +38,7 @@ def run_infer(experiment: Experiment) -> Path:
     mesh = setup.mesh_of(experiment)
     trained = setup.open_trained(experiment, mesh)
     vocabulary = setup.open_vocabulary(experiment, trained.backbone)
-    numbers = _prompt_numbers(rows, trained, experiment.infer.input_file)
+    numbers = _prompt_numbers(experiment, rows, trained)
     inputs, cut = _tokenise(experiment, rows, vocabulary)
     tokens = predict_tokens(
         trained.backbone,
@@ -46,14 +50,11 @@ def run_infer(experiment: Experiment) -> Path:
         decode=experiment.decode,
         mesh=mesh,
     )
+    predictions = [row | {"prediction": vocabulary.decode(one.tolist())} for row, one in zip(rows, tokens, strict=True)]
     try:
-        temporary = output.with_name(f".{output.name}.partial")
-        with temporary.open("w", encoding="utf-8") as file:
-            for row, one in zip(rows, tokens, strict=True):
-                file.write(json.dumps(row | {"prediction": vocabulary.decode(one.tolist())}, ensure_ascii=False) + "\n")
-        temporary.replace(output)
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
     except OSError as error:
-        raise UserError(f"Cannot write InferConfig.output_file '{output}' ({error.strerror}); give another path.") from None
+        raise _unwritable(output, error) from None
     if cut:
         print(f"{cut} of {len(rows)} inputs were cut to {experiment.data.lengths['inputs']} tokens (TASK_FEATURE_LENGTHS).")
     print(f"{len(rows)} predictions in {output}")
@@ -68,20 +69,8 @@ def read_rows(path: str) -> list[Row]:
     """
     if not path:
         raise UserError("InferConfig.input_file is not set; give a JSONL file.")
-    try:
-        lines = Path(path).expanduser().read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"Cannot read InferConfig.input_file '{path}' ({error.strerror}); check the path.") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line.") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: a JSON object is needed, not {line.decode(errors='replace')[:40]}.")
+    for number, row in read_records(Path(path).expanduser(), "InferConfig.input_file"):
         if "inputs" in row and not isinstance(row["inputs"], str):
             raise UserError(f"{path}, line {number}: 'inputs' must be a text, not {row['inputs']!r}.")
         rows.append(row | {LINE: number})
@@ -91,25 +80,40 @@ def read_rows(path: str) -> list[Row]:
 
 
 def _output_path(experiment: Experiment) -> Path:
+    """The file to write, found writable before anything is decoded."""
     given = experiment.infer.output_file
     if not given:
         raise UserError("InferConfig.output_file is not set; give the path of the JSONL file to write.")
     path = Path(given).expanduser()
+    if path.is_dir():
+        raise UserError(f"InferConfig.output_file '{path}' is a folder; give the path of the JSONL file to write.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
-        raise UserError(f"Cannot write InferConfig.output_file '{given}' ({error.strerror}); give another path.") from None
+        raise _unwritable(path, error) from None
     return path
 
 
-def _prompt_numbers(rows: Sequence[Row], trained: setup.Trained, path: str) -> list[int]:
-    """The prompt of each row; a row without a task is fine where there is only one prompt, or none."""
-    numbers = []
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write InferConfig.output_file '{path}' ({error.strerror}); give another path.")
+
+
+def _prompt_numbers(experiment: Experiment, rows: Sequence[Row], trained: setup.Trained) -> list[int]:
+    """The prompt of each row; a row without a task is fine where there is only one prompt, or none.
+
+    A single prompt serves other tasks than its own, too, but not names of none.
+    """
+    numbers, path, known = [], experiment.infer.input_file, set(trained.tasks)
     for row in rows:
         line, task = row[LINE], row.get("task")
         if task is None and len(trained.tasks) > 1:
             raise UserError(f"{path}, line {line}: no 'task'; {trained.source} has prompts for {', '.join(trained.tasks)}.")
         try:
+            if len(trained.tasks) == 1 and task is not None and str(task) not in known:
+                mixture_tasks(experiment.data, str(task))
+                known.add(str(task))
             numbers += trained.prompt_of([str(task)])
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from None

@@ -20,6 +20,17 @@ Tree = Any
 RUN_AHEAD = 8  # steps that may be under way on the devices: more would pile up batches and gain nothing
 
 
+class NotFiniteError(UserError):
+    """A loss or a parameter is not finite. `what` says which and when, without the advice."""
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what} Lower the learning rate (OptimizerConfig.rules) or set OptimizerConfig.clip_norm, and give another "
+            "MODEL_DIR."
+        )
+        self.what = what
+
+
 class Meter:
     """Sums up the steps' metrics between two lines of the log, and finds the step in which a loss was not finite.
 
@@ -53,7 +64,7 @@ class Meter:
         """The means since the last record: loss (and its parts) per target token, of all groups and of each; accuracy.
 
         Raises:
-            UserError: as `check`.
+            NotFiniteError: as `check`.
         """
         self._collect()
         sums, self._sums = self._sums, {}
@@ -71,7 +82,7 @@ class Meter:
         return record | {"accuracy": _number(100 * sums["correct"].sum() / max(tokens.sum(), 1))}
 
     def check(self, trainable: Tree) -> None:
-        """UserError if the loss of a step, or now the trainable, is not finite: it must be neither saved nor evaluated."""
+        """NotFiniteError if the loss of a step, or now the trainable, is not finite: it must be neither saved nor evaluated."""
         self._collect()
         if not all_finite(trainable):
             raise self._broken(self._step, "The parameters are", range(len(self._tasks)))
@@ -97,14 +108,11 @@ class Meter:
             for name, value in metrics.items():
                 self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value, np.float64)
 
-    def _broken(self, step: int, what: str, streams: Sequence[int]) -> UserError:
+    def _broken(self, step: int, what: str, streams: Sequence[int]) -> NotFiniteError:
         tasks = ", ".join(dict.fromkeys(self._tasks[n] for n in streams))
         good = self._last_good()
         kept = f"the last good checkpoint, of step {good}, is kept" if good is not None else "no checkpoint had been written yet"
-        return UserError(
-            f"{what} not finite at step {step} ({tasks}); {kept}. Lower the learning rate (OptimizerConfig.rules) or set "
-            "OptimizerConfig.clip_norm, and give another MODEL_DIR."
-        )
+        return NotFiniteError(f"{what} not finite at step {step} ({tasks}); {kept}.")
 
 
 class Best:

@@ -27,13 +27,15 @@ import mpt_jax
 from mpt_jax import setup
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.config import Experiment, PipelineConfig
+from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, main_score
 from mpt_jax.models.t5 import count_parameters
+from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
-from mpt_jax.prompts.files import load_prompts, save_prompts
+from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
 from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
 from mpt_jax.studies import results
 from mpt_jax.studies.report import findings, write_report
@@ -50,11 +52,9 @@ def run_pipeline(cfg: PipelineConfig) -> Path:
     Raises:
       UserError: a mistake in the configuration (told before anything is trained), or a folder with results of another study.
     """
+    stages, recorded = check_study(cfg)
     folder = Path(cfg.base.train.model_dir).expanduser()
-    stages = plan(cfg)
     path = folder / results.RESULTS_FILE
-    recorded = {record["run_id"]: record for record in results.read(path)} if path.exists() else {}
-    check_recorded(stages, recorded, folder)
     left = remaining(cfg, stages, set(recorded))
     clock = Clock(stages, left)
     if left:
@@ -74,12 +74,25 @@ def run_pipeline(cfg: PipelineConfig) -> Path:
     return report
 
 
-def check_recorded(stages: Sequence[Stage], recorded: Mapping[str, Record], folder: Path) -> None:
-    """UserError when a planned run's result is there, but of another configuration."""
+def check_study(cfg: PipelineConfig) -> tuple[list[Stage], dict[str, Record]]:
+    """A study's stages, and the results that its folder has already.
+
+    Raises:
+      UserError: the study cannot be planned, or a planned run's result is there, but of another configuration.
+    """
+    folder = Path(cfg.base.train.model_dir).expanduser()
+    stages, recorded = plan(cfg), read_recorded(folder)
     for stage in stages:
         for n, name in enumerate(stage.run_ids):
             if name in recorded and "config" in recorded[name]:
                 check_same(recorded[name]["config"], run_config(stage, n, str(folder)), str(folder), name)
+    return stages, recorded
+
+
+def read_recorded(folder: Path) -> dict[str, Record]:
+    """The results in a study's folder by run_id; {} where there are none yet."""
+    path = folder / results.RESULTS_FILE
+    return {record["run_id"]: record for record in results.read(path)} if path.exists() else {}
 
 
 class Lab:
@@ -97,10 +110,19 @@ class Lab:
             )
         self.vocabulary: Vocabulary = setup.open_vocabulary(cfg.base, self.backbone)
         tasks = (*cfg.sources, *cfg.targets)
-        setup.open_caches(cfg.base, tasks, cfg.base.data.train_split, self.vocabulary)
+        train = setup.open_caches(cfg.base, tasks, cfg.base.data.train_split, self.vocabulary)
         if cfg.base.train.eval_period:
             setup.open_caches(cfg.base, tasks, cfg.base.data.eval_split, self.vocabulary)
         self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
+        digests = [setup.data_digests(caches) for caches in (train, list(self.tests.values()))]
+        self.data = {task: fingerprint.digest(*(one[task] for one in digests)) for task in self.tests}
+        for name, record in recorded.items():
+            now = self.data.get(record["task"])
+            if now is not None and record.get("data", now) != now:
+                raise UserError(
+                    f"{cfg.base.train.model_dir} holds the result of {name} on other training or test examples of the task "
+                    f"'{record['task']}' than there are now; restore them to continue, or give another MODEL_DIR."
+                )
         self.references = reference_scores(cfg.base.data.task_modules)
 
     def test_sizes(self) -> dict[str, int]:
@@ -113,12 +135,23 @@ def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
     """Trains a stage and scores each of its runs; returns their results."""
     began = time.perf_counter()
     starts: list[dict[str, Any]] = spot_starts(lab, stage) if stage.method == "spot" else [{} for _ in stage.runs]
-    trained = run_training(stage.experiment, lab.backbone, label=clock.label)
+    try:
+        trained = run_training(stage.experiment, lab.backbone, label=clock.label)
+    except NotFiniteError as error:
+        raise _diverged(lab, stage, error) from None
     clock.say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
     scores = score(lab, stage, trained)
-    seconds = (time.perf_counter() - began) / len(stage.runs)
+    seconds = (trained.earlier_seconds + time.perf_counter() - began) / len(stage.runs)
     both = zip(scores, starts, strict=True)
     return [make_record(lab, stage, n, metrics, seconds, start) for n, (metrics, start) in enumerate(both)]
+
+
+def _diverged(lab: Lab, stage: Stage, error: NotFiniteError) -> UserError:
+    """A stage that is trained anew must not differ from its like whose results are kept."""
+    folder = Path(lab.cfg.base.train.model_dir).expanduser()
+    alike = [name for name, r in read_recorded(folder).items() if (r["stage"], r["method"]) == (stage.kind, stage.method)]
+    then = f"give another MODEL_DIR, for {folder} has {alike[0]} at the old rate" if alike else f"delete {stage.folder}"
+    return UserError(f"{error.what} Lower the learning rate in {stage.settings}.rules and {then}.")
 
 
 def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]]:
@@ -144,15 +177,19 @@ def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]
 def spot_starts(lab: Lab, stage: Stage) -> list[dict[str, Any]]:
     """Chooses each run's source prompt and writes the bank to start from; what an earlier call has chosen is read back."""
     path = stage.folder / START_FILE
+    teachers = _folder_of(lab.cfg, "teachers") / FILE_NAME
+    made_for = {
+        "tasks": [run.task for run in stage.runs],
+        "seeds": [run.seed for run in stage.runs],
+        "teachers": fingerprint.file_state(str(teachers))[2],
+    }
     if not path.exists():
-        params, meta = load_prompts(_folder_of(lab.cfg, "teachers"))
+        params, meta = load_prompts(teachers)
         prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
         choices = choose_sources(stage.experiment, lab.backbone, lab.vocabulary, prompts, meta["tasks"])
         chosen = {"prompt": prompts[[meta["tasks"].index(choice.source) for choice in choices]]}
-        meta = {
-            "tasks": [run.task for run in stage.runs],
+        meta = made_for | {
             "groups": list(range(len(stage.runs))),
-            "seeds": [run.seed for run in stage.runs],
             "scores": [None] * len(stage.runs),
             "backbone": lab.backbone.fingerprint,
             "started_from": [choice.source for choice in choices],
@@ -160,8 +197,11 @@ def spot_starts(lab: Lab, stage: Stage) -> list[dict[str, Any]]:
         }
         save_prompts(path, chosen, meta)
     meta = load_prompts(path)[1]
-    if meta["tasks"] != [run.task for run in stage.runs]:
-        raise UserError(f"{path} was made for the targets {', '.join(meta['tasks'])}; remove it, or give another MODEL_DIR.")
+    for name, value in made_for.items():
+        if value and meta.get(name, value) != value:
+            raise UserError(
+                f"{path} was made with other {name} than this study has now; delete {stage.folder}, or give another MODEL_DIR."
+            )
     pairs = zip(meta["started_from"], meta["source_losses"], strict=True)
     return [{"started_from": source, "source_losses": losses} for source, losses in pairs]
 
@@ -193,6 +233,7 @@ def make_record(lab: Lab, stage: Stage, n: int, metrics: Mapping[str, float], se
         "folder": stage.folder.relative_to(Path(lab.cfg.base.train.model_dir).expanduser()).as_posix(),
         "group": experiment.data.streams[n].group,
         "backbone": lab.backbone.fingerprint,
+        "data": lab.data[run.task],
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "versions": {"mpt_jax": mpt_jax.__version__, "jax": jax.__version__, "flax": flax.__version__},
         "config": run_config(stage, n, str(Path(lab.cfg.base.train.model_dir).expanduser())),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from mpt_jax.checkpoint.backbone import Backbone, load_backbone
 from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
-from mpt_jax.data import sampling
+from mpt_jax.data import fingerprint, sampling
 from mpt_jax.data.cache import TokenCache, open_task
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary
 from mpt_jax.errors import UserError
@@ -47,13 +48,13 @@ class Streams(NamedTuple):
         return tuple(self.configs[self.groups.index(group)].seed for group in range(max(self.groups) + 1))
 
 
-def find_streams(experiment: Experiment, vocabulary: Vocabulary) -> Streams:
+def find_streams(experiment: Experiment) -> Streams:
     """`DataConfig.streams`, or one stream for each task of the mixture, in one group or (`PromptConfig.per_task`) one each.
 
     Raises:
         UserError: unknown task or mixture; groups that are not numbered 0, 1, …
     """
-    configs, rates = zip(*sampling.stream_configs(experiment.data, vocabulary), strict=True)
+    configs, rates = zip(*sampling.stream_configs(experiment.data), strict=True)
     if experiment.prompt.per_task and not experiment.data.streams:
         configs = tuple(dataclasses.replace(stream, group=n) for n, stream in enumerate(configs))
     if experiment.prompt.method == "none":  # one model
@@ -87,6 +88,13 @@ def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabu
     return [opened[task] for task in tasks]
 
 
+def data_digests(caches: Sequence[TokenCache]) -> dict[str, str]:
+    """Of each task a digest of its examples' tokens, whatever files and code they came from."""
+    parts = [f"{name}{part}.npy" for name in ("inputs", "targets") for part in ("", "_offsets")]
+    states = {cache.task: [fingerprint.file_state(str(cache.folder / part)) for part in parts] for cache in caches}
+    return {task: fingerprint.digest(*(digest for _, _, digest in files)) for task, files in states.items()}
+
+
 def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary) -> list[TokenCache]:
     """The caches to validate on; [] where `TrainConfig.eval_period` is 0.
 
@@ -108,9 +116,10 @@ def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None 
     """The configured backbone, or the given one, laid out on the mesh.
 
     The arrays of a backbone that lies there already are used as they are. A given one takes the configuration's numerics
-    (dropout, dtype) with the weights that it has.
+    (dropout, dtype) with the weights that it has; where these are not of `param_dtype`, they are loaded again, unrounded.
     """
-    if backbone is None:
+    dtype = jnp.dtype(experiment.backbone.architecture.param_dtype)
+    if backbone is None or jax.tree.leaves(backbone.params)[0].dtype != dtype:
         backbone = load_backbone(experiment.backbone, jax.random.key(experiment.train.seed))
     elif backbone.model.config != experiment.backbone.architecture:
         backbone = backbone._replace(model=type(backbone.model)(experiment.backbone.architecture))
@@ -152,23 +161,34 @@ def load_teachers(path: str, tasks: Sequence[str], backbone: Backbone) -> np.nda
     params, meta = load_prompts(path)
     check_prompts(meta, d_model=backbone.model.config.d_model, backbone=backbone.fingerprint)
     prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
-    return prompts[match_tasks(tasks, meta["tasks"], f"LossConfig.teachers={path}")]
+    return prompts[match_tasks(tasks, meta, f"LossConfig.teachers={path}")]
 
 
-def match_tasks(tasks: Sequence[str], available: Sequence[str], source: str) -> list[int]:
-    """For each task its place among a prompt file's tasks; a file with a single prompt serves every task.
+def match_tasks(tasks: Sequence[str], meta: dict[str, Any], source: str) -> list[int]:
+    """For each task the number of its prompt in a file, `meta` being that of `load_prompts`.
+
+    A file with just these tasks, in this order, gives its prompts one by one. Else, of several prompts of a task the one with
+    the best score is taken, the first where there are none (as PATH#TASK does). A file with a single prompt serves every task;
+    whether there is such a task is for the caller to check.
 
     Raises:
         UserError: a task that the file does not have.
     """
-    if tuple(tasks) == tuple(available):  # a bank may hold several prompts of one task
+    available = meta["tasks"]
+    if list(tasks) == available:
         return list(range(len(tasks)))
     if len(available) == 1:
         return [0] * len(tasks)
+    best: dict[str, tuple[float, int]] = {}
+    for number, (task, group) in enumerate(zip(available, meta["groups"], strict=True)):
+        score = meta["scores"][group]
+        score = -np.inf if score is None else score
+        if task not in best or score > best[task][0]:
+            best[task] = score, number
     for task in tasks:
-        if task not in available:
-            raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(available)}.{nearest(task, available)}")
-    return [list(available).index(task) for task in tasks]
+        if task not in best:
+            raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(best)}.{nearest(task, best)}")
+    return [best[task][1] for task in tasks]
 
 
 class Trained(NamedTuple):
@@ -176,19 +196,24 @@ class Trained(NamedTuple):
 
     Attributes:
         prompt_module, trainable: of the composed prompts, one group each; None and {} without prompts.
-        tasks: of each prompt; () without prompts.
+        meta: of the prompt file (see `prompts/files.py`); {} without prompts.
         source: the file or checkpoint, for messages.
     """
 
     backbone: Backbone
     prompt_module: Any
     trainable: Tree
-    tasks: tuple[str, ...]
+    meta: dict[str, Any]
     source: str
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task of each prompt; () without prompts."""
+        return tuple(self.meta.get("tasks", ()))
 
     def prompt_of(self, tasks: Sequence[str]) -> list[int]:
         """The number of each task's prompt. UserError for a task without one."""
-        return match_tasks(tasks, self.tasks, self.source) if self.tasks else [0] * len(tasks)
+        return match_tasks(tasks, self.meta, self.source) if self.meta else [0] * len(tasks)
 
 
 def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
@@ -208,7 +233,7 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
         backbone = load_backbone(config)
-        return Trained(place_backbone(backbone, mesh), None, {}, (), config.checkpoint)
+        return Trained(place_backbone(backbone, mesh), None, {}, {}, config.checkpoint)
     path = str(folder / FILE_NAME)
     if not Path(path).exists():
         if experiment.prompt.init != "file":
@@ -224,7 +249,7 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
     prompts = compose(meta["method"], params, tuple(meta["groups"]))
     plain = PromptConfig(method="plain", length=prompts.shape[1], max_length=prompts.shape[1])
     module = build_prompt(plain, tuple(range(len(prompts))), width)
-    return Trained(backbone, module, {"prompt": jax.device_put(prompts, replicated(mesh))}, tuple(meta["tasks"]), path)
+    return Trained(backbone, module, {"prompt": jax.device_put(prompts, replicated(mesh))}, meta, path)
 
 
 def place_backbone(backbone: Backbone, mesh: Mesh) -> Backbone:

@@ -10,10 +10,11 @@ full        the same on all examples
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mpt_jax.checkpoint.folder import FREE, differences
 from mpt_jax.config import (
     Experiment,
     LossConfig,
@@ -31,12 +32,8 @@ from mpt_jax.studies.results import METHODS, run_id
 
 RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
 START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
-# What two calls may differ in without their scores being of different experiments: places, speed, what is written when.
-FREE = frozenset(
-    "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
-    "data.trim_lengths data.task_modules decode.batch_size partition infer backbone.checkpoint backbone.vocabulary "
-    "prompt.init_file".split()
-)
+# The pipeline compares fingerprints of backbone and data with those of its results, and plans itself where prompts start.
+FREE_IN_A_STUDY = FREE | {"backbone.checkpoint", "backbone.vocabulary", "prompt.init_file"}
 
 
 class Run(NamedTuple):
@@ -62,6 +59,13 @@ class Stage:
         if self.kind in ("teachers", "source"):
             return {"teachers": "teachers, a prompt for each source task", "source": "MPT source training"}[self.kind]
         return f"targets, {f'k = {self.k}' if self.k else 'all examples'}, {self.method.replace('_', ' ')}"
+
+    @property
+    def settings(self) -> str:
+        """The field of `PipelineConfig` that has the stage's length and learning rates."""
+        if self.kind in ("teachers", "source"):
+            return f"PipelineConfig.{self.kind.removesuffix('s')}"
+        return f"PipelineConfig.{'few_shot' if self.k else 'full_data'}['{self.method}']"
 
     @property
     def run_ids(self) -> tuple[str, ...]:
@@ -123,9 +127,13 @@ def target_stage(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]
     if k and method == "model_tuning":
         periods["checkpoint_period"] = 0
     experiment = _experiment(base, settings, folder, streams, "bank", **periods)
-    prompt = target_prompt(cfg, method, folder)
-    optimizer = tuning_optimizer(experiment.optimizer) if method == "model_tuning" else experiment.optimizer
-    return Stage(kind, method, k, runs, dataclasses.replace(experiment, prompt=prompt, optimizer=optimizer))
+    experiment = dataclasses.replace(experiment, prompt=target_prompt(cfg, method, folder))
+    if method == "model_tuning":
+        # A frozen backbone may be in bfloat16, but trained weights may not: it would swallow small steps.
+        architecture = dataclasses.replace(experiment.backbone.architecture, param_dtype="float32")
+        backbone = dataclasses.replace(experiment.backbone, architecture=architecture)
+        experiment = dataclasses.replace(experiment, backbone=backbone, optimizer=tuning_optimizer(experiment.optimizer))
+    return Stage(kind, method, k, runs, experiment)
 
 
 def target_prompt(cfg: PipelineConfig, method: str, folder: str) -> PromptConfig:
@@ -160,7 +168,7 @@ def run_config(stage: Stage, n: int, model_dir: str) -> dict[str, Any]:
 
 def check_same(recorded: dict[str, Any], planned: dict[str, Any], where: str, run: str) -> None:
     """UserError naming the first field in which a recorded run's configuration differs from the planned one's."""
-    for name, before, after in _differences(recorded, planned):
+    for name, before, after in differences(recorded, planned, FREE_IN_A_STUDY):
         raise UserError(
             f"{where} holds the result of {run} with {name}={before!r}, but now it is {after!r}; "
             "give the old value to continue, or another MODEL_DIR."
@@ -201,8 +209,9 @@ def check(cfg: PipelineConfig) -> None:
             raise UserError(
                 f"PipelineConfig.{field} is empty but PipelineConfig.k_shots has {k}; name a method or leave {k} out."
             )
-    if cfg.bank_size < 0:
-        raise UserError(f"PipelineConfig.bank_size must not be negative (0 = no limit), not {cfg.bank_size}.")
+    for field, zero in (("bank_size", "no limit"), ("max_test_examples", "all")):
+        if getattr(cfg, field) < 0:
+            raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
 
 
 def _teachers(cfg: PipelineConfig) -> Stage:
@@ -258,14 +267,3 @@ def _part_name(method: str, runs: Sequence[Run], number: int) -> str:
 
 def _digest(runs: Sequence[Run]) -> str:
     return "-" + hashlib.sha256(json.dumps(runs).encode()).hexdigest()[:8]
-
-
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of the fields that both have and that differ, but for those that may."""
-    if prefix in FREE:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in (name for name in new if name in old):
-            yield from _differences(old[name], new[name], f"{prefix}.{name}" if prefix else name)
-    elif old != new:
-        yield prefix, old, new

@@ -12,10 +12,12 @@ validates and saves, in this order and each only if the loss is finite. Its fold
 """
 
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax import setup
@@ -27,6 +29,7 @@ from mpt_jax.config import Experiment
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate
 from mpt_jax.monitor import Best, Interrupt, Meter
+from mpt_jax.optim import schedule
 from mpt_jax.partitioning import check_batch_size, place_batch
 from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
@@ -45,12 +48,14 @@ class TrainResult(NamedTuple):
         prompts_path: the prompt file, or the folder of the tuned model.
         history: the lines of `metrics.jsonl`.
         scores: best validation score of each group [G], NaN without validation.
+        earlier_seconds: what earlier calls have spent on the steps that this one did not take.
     """
 
     params: Tree
     prompts_path: Path
     history: list[Record]
     scores: np.ndarray
+    earlier_seconds: float
 
 
 def run_training(experiment: Experiment, backbone: Backbone | None = None, *, label: str = "") -> TrainResult:
@@ -64,113 +69,167 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
     """
     experiment.validate()
-    config = experiment.train
-    folder = RunFolder(config.model_dir)
+    folder = RunFolder(experiment.train.model_dir)
     folder.begin(experiment)
     if (result := _finished(experiment, folder, backbone)) is not None:
         return result
-
-    mesh = setup.mesh_of(experiment)
-    check_batch_size(experiment.data.batch_size, mesh)
-    backbone = setup.open_backbone(experiment, mesh, backbone)
-    vocabulary = setup.open_vocabulary(experiment, backbone)
-    streams = setup.find_streams(experiment, vocabulary)
-    loader = setup.make_loader(experiment, streams, vocabulary)
-    caches = setup.open_validation(experiment, streams.tasks, vocabulary)
-
-    prompt_module = build_prompt(experiment.prompt, streams.groups, backbone.model.config.d_model)
-    frozen = setup.frozen_tree(experiment, streams, backbone, mesh)
-    start = setup.initial_trainable(experiment, streams, backbone, vocabulary)
-    recipe = (experiment.optimizer, config.steps, streams.groups)
-    state = create_state(start, backbone.model, *recipe, config.seed, mesh)
-    train_step = make_train_step(backbone.model, prompt_module, experiment.loss, *recipe, mesh)
-
-    best = Best(state.trainable, streams.groups)
-    store = (
-        Store(folder.path, keep=config.keep_checkpoints, fingerprint=backbone.fingerprint) if config.checkpoint_period else None
-    )
-    restored = store.restore(state, best.tree()) if store is not None else None
-    if restored is not None:
-        state = restored.state
-        best.load(restored.best)
-    first = int(state.step)
-    if first > config.steps:
-        raise _too_few(folder, first, config.steps)
-    meter = Meter(
-        first,
-        streams.tasks,
-        streams.groups,
-        task_ids=lambda step: loader.batch(step)["task_ids"],
-        last_good=lambda: store.latest() if store is not None else None,
-    )
-    if restored is not None:
-        meter.load(restored.meta["sums"])
-    progress = Progress(
-        folder.path,
-        steps=config.steps,
-        start=first,
-        batch_size=experiment.data.batch_size,
-        tensorboard=config.tensorboard,
-        label=label,
-    )
-    if first:
-        progress.say(f"resuming at step {first}")
-
-    def validate(step: int) -> None:
-        meter.check(state.trainable)
-        metrics = evaluate(
-            backbone,
-            prompt_module,
-            state.trainable,
-            caches,
-            vocabulary=vocabulary,
-            lengths=experiment.data.lengths,
-            decode=experiment.decode,
-            max_examples=config.max_eval_examples,
-            mesh=mesh,
-        )
-        progress.validation(step, best.update(step, metrics, streams.tasks, state.trainable))
-
-    def save(step: int) -> None:
-        if store is not None:
-            meter.check(state.trainable)
-            position = {"step": step, "seed": experiment.data.seed}
-            meta = {"loader": position, "sums": meter.sums()}
-            store.save(step, state, best.tree() if config.eval_period else None, meta)
-
+    run = _Run(experiment, folder, backbone, label)
     try:
         with Interrupt() as interrupt:
-            for step, batch in enumerate(loader.batches(first, config.steps), start=first + 1):
-                placed = place_batch({name: batch[name] for name in BATCH_SHAPES}, mesh)
-                with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
-                    state, metrics = train_step(state, frozen, placed)
-                meter.add(metrics)
-                last = step == config.steps
-                if step == first + 1:  # compiled
-                    jax.block_until_ready(metrics)
-                    progress.started(step)
-                if last or step % config.log_period == 0:
-                    progress.train(step, meter.record(experiment.loss.normalization))
-                if config.eval_period and (last or step % config.eval_period == 0):
-                    validate(step)
-                    progress.resume_clock()
-                if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
-                    save(step)
-                    progress.resume_clock()
-                if interrupt.requested and not last:
-                    save(step)
-                    progress.say(f"stopped at step {step}" + ("; the same command continues from here" if store else ""))
-                    raise KeyboardInterrupt
-        meter.check(state.trainable)
+            run.take_steps(interrupt)
     finally:
-        progress.close()
-        if store is not None:
-            store.close()
-    selected = bool(config.eval_period and np.isfinite(best.score).all())
-    params = best.trainable if selected else jax.device_get(state.trainable)
-    path = _write_result(experiment, folder, backbone, streams, params, best.score)
-    folder.finish(config.steps, backbone.fingerprint)
-    return TrainResult(params, path, progress.history, _scores(best.score))
+        run.close()
+    return run.finish()
+
+
+class _Run:
+    """An opened run, at the step where it begins or resumes. `state` and `best` move on with the steps."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, backbone: Backbone | None, label: str):
+        self.began = time.perf_counter()
+        self.experiment, self.folder, self.config = experiment, folder, experiment.train
+        self.mesh = setup.mesh_of(experiment)
+        check_batch_size(experiment.data.batch_size, self.mesh)
+        self.backbone = setup.open_backbone(experiment, self.mesh, backbone)
+        self.vocabulary = setup.open_vocabulary(experiment, self.backbone)
+        self.streams = setup.find_streams(experiment)
+        self.loader = setup.make_loader(experiment, self.streams, self.vocabulary)
+        self.validation = setup.open_validation(experiment, self.streams.tasks, self.vocabulary)
+
+        model, groups = self.backbone.model, self.streams.groups
+        self.prompt_module = build_prompt(experiment.prompt, groups, model.config.d_model)
+        self.frozen = setup.frozen_tree(experiment, self.streams, self.backbone, self.mesh)
+        start = setup.initial_trainable(experiment, self.streams, self.backbone, self.vocabulary)
+        recipe = (experiment.optimizer, self.config.steps, groups)
+        self.state = create_state(start, model, *recipe, self.config.seed, self.mesh)
+        self.train_step = make_train_step(model, self.prompt_module, experiment.loss, *recipe, self.mesh)
+        self.best = Best(self.state.trainable, groups) if self.config.eval_period else None
+        self.store: Store | None = None
+        if self.config.checkpoint_period:
+            data = setup.data_digests([stream.cache for stream in self.loader.streams])
+            self.store = Store(folder.path, keep=self.config.keep_checkpoints, fingerprint=self.backbone.fingerprint, data=data)
+
+        meta = self._restore()
+        self.first = int(self.state.step)
+        if self.first > self.config.steps:
+            raise _too_few(folder, self.first, self.config.steps)
+        self.earlier_seconds: float = meta.get("seconds", 0.0)
+        self.meter = Meter(
+            self.first,
+            self.streams.tasks,
+            groups,
+            task_ids=lambda step: self.loader.batch(step)["task_ids"],
+            last_good=lambda: self.store.latest() if self.store is not None else None,
+        )
+        self.meter.load(meta.get("sums", {}))
+        self.progress = Progress(
+            folder.path,
+            steps=self.config.steps,
+            start=self.first,
+            batch_size=experiment.data.batch_size,
+            tensorboard=self.config.tensorboard,
+            label=label,
+        )
+        if self.first:
+            self.progress.say(f"resuming at step {self.first}" + self._stretched(meta.get("steps", self.config.steps)))
+
+    def take_steps(self, interrupt: Interrupt) -> None:
+        """To the run's end. KeyboardInterrupt, with the step saved, once an interrupt was requested."""
+        config, progress = self.config, self.progress
+        for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
+            placed = place_batch({name: batch[name] for name in BATCH_SHAPES}, self.mesh)
+            with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
+                self.state, metrics = self.train_step(self.state, self.frozen, placed)
+            self.meter.add(metrics)
+            last = step == config.steps
+            if step == self.first + 1:  # compiled
+                jax.block_until_ready(metrics)
+                progress.started(step)
+            if last or step % config.log_period == 0:
+                progress.train(step, self.meter.record(self.experiment.loss.normalization))
+            if config.eval_period and (last or step % config.eval_period == 0):
+                self._validate(step)
+                progress.resume_clock()
+            if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
+                self._save(step)
+                progress.resume_clock()
+            if interrupt.requested and not last:
+                self._save(step)
+                progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
+                raise KeyboardInterrupt
+        self.meter.check(self.state.trainable)
+
+    def close(self) -> None:
+        self.progress.close()
+        if self.store is not None:
+            self.store.close()
+
+    def finish(self) -> TrainResult:
+        """Write the best of each group, or what was trained last, and the mark of a finished run."""
+        scores, params = np.full(len(self.streams.seeds), math.nan), None
+        if self.best is not None:
+            scores = np.where(np.isfinite(self.best.score), self.best.score, math.nan)
+            params = None if np.isnan(scores).any() else self.best.trainable
+        if params is None:
+            params = jax.device_get(self.state.trainable)
+        path = _write_result(self.experiment, self.folder, self.backbone, self.streams, params, scores)
+        self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
+        return TrainResult(params, path, self.progress.history, scores, self.earlier_seconds)
+
+    def _restore(self) -> dict[str, Any]:
+        """Go to the newest checkpoint. Returns its meta, {} where there is none."""
+        if self.store is None:
+            return {}
+        restored = self.store.restore(self.state, self.best.tree() if self.best else None)
+        if restored is None:
+            return {}
+        self.state = restored.state
+        if self.best is not None:
+            self.best.load(restored.best)
+        return restored.meta
+
+    def _stretched(self, before: int) -> str:
+        """What a new number of steps does to a schedule that depends on it; "" if nothing."""
+        now, optimizer = self.config.steps, self.experiment.optimizer
+        if optimizer.schedule == "constant" or before == now:
+            return ""
+        was, will_be = (float(schedule(optimizer, jnp.asarray(self.first), steps)) for steps in (before, now))
+        return (
+            f"; TRAIN_STEPS was {before} and is {now} now, so the linear schedule takes the learning rate from {was:.0%} to "
+            f"{will_be:.0%} of its peak here"
+        )
+
+    def _validate(self, step: int) -> None:
+        self.meter.check(self.state.trainable)
+        metrics = evaluate(
+            self.backbone,
+            self.prompt_module,
+            self.state.trainable,
+            self.validation,
+            vocabulary=self.vocabulary,
+            lengths=self.experiment.data.lengths,
+            decode=self.experiment.decode,
+            max_examples=self.config.max_eval_examples,
+            mesh=self.mesh,
+        )
+        assert self.best is not None  # eval_period > 0
+        self.progress.validation(step, self.best.update(step, metrics, self.streams.tasks, self.state.trainable))
+
+    def _save(self, step: int) -> None:
+        if self.store is None:
+            return
+        self.meter.check(self.state.trainable)
+        meta = {
+            "loader": {"step": step, "seed": self.experiment.data.seed},
+            "sums": self.meter.sums(),
+            "steps": self.config.steps,
+            "seconds": round(self._seconds(), 2),
+        }
+        self.store.save(step, self.state, self.best.tree() if self.best else None, meta)
+
+    def _seconds(self) -> float:
+        """Of this call and of those that took the steps before it."""
+        return self.earlier_seconds + time.perf_counter() - self.began
 
 
 def _write_result(
@@ -203,15 +262,15 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
             f"MODEL_DIR {folder.path} holds a run on the backbone {mark['backbone']}, but this run's backbone is "
             f"{backbone.fingerprint}; give the backbone that it began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
         )
-    history = read_history(folder.path)
+    history, seconds = read_history(folder.path), mark.get("seconds", 0.0)
     if experiment.prompt.method == "none":
         path = folder.path / "model"
         params = {"backbone": import_hf(path, experiment.backbone.architecture)[1]}
         best = [record["score"] for record in history if record["kind"] == "validation" and record["score"] is not None]
-        return TrainResult(params, path, history, np.asarray([max(best, default=math.nan)]))
+        return TrainResult(params, path, history, np.asarray([max(best, default=math.nan)]), seconds)
     prompts, meta = load_prompts(folder.path)
     scores = np.asarray([math.nan if score is None else score for score in meta["scores"]])
-    return TrainResult(prompts, folder.path / FILE_NAME, history, scores)
+    return TrainResult(prompts, folder.path / FILE_NAME, history, scores, seconds)
 
 
 def _too_few(folder: RunFolder, taken: int, steps: int) -> UserError:
@@ -219,7 +278,3 @@ def _too_few(folder: RunFolder, taken: int, steps: int) -> UserError:
         f"The run in MODEL_DIR {folder.path} has taken {taken} steps already, more than TRAIN_STEPS={steps}; "
         "give at least as many, or another MODEL_DIR."
     )
-
-
-def _scores(best: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(best), best, math.nan)

@@ -69,7 +69,7 @@ def release(runs: list[Path], target: Path) -> dict[str, Any]:
 def _stage(run: Path, config: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
     data = DataConfig(**{**config["data"], "streams": (), "task_modules": tuple(config["data"]["task_modules"])})
     steps = json.loads((run / "finished.json").read_text())["step"]
-    mixture = mixture_tasks(data, data.mixture, vocabulary)
+    mixture = mixture_tasks(data, data.mixture)
     caches = [open_task(data, task, data.train_split, vocabulary) for task, _ in mixture]
     losses = [record["loss"] for record in read_history(run) if record["kind"] == "train"]
     return {

@@ -124,6 +124,12 @@ def test_config_gin_keeps_an_earlier_one(tmp_path):
     assert written == {"config.gin": "a = 3\n", "config.1.gin": "a = 1\n", "config.2.gin": "a = 2\n"}
 
 
+def test_a_study_that_is_refused_leaves_no_configuration(capsys, tmp_path):
+    flags = [f"--gin.MODEL_DIR={tmp_path}", "--gin.PipelineConfig.max_test_examples=-1"]
+    assert "max_test_examples must not be negative" in failing(capsys, "pipeline", "--gin_file=gin/studies/demo.gin", *flags)
+    assert not list(tmp_path.iterdir())
+
+
 def test_module_and_console_script_are_the_same():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     module, _, function = project["project"]["scripts"]["mpt-jax"].partition(":")

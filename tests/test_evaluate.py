@@ -15,7 +15,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, examined, main_score, make_predict, predict_tokens, run_evaluate
 from mpt_jax.prompted_t5 import inject
 from mpt_jax.prompts import build_prompt
-from mpt_jax.prompts.files import save_prompts
+from mpt_jax.prompts.files import load_prompts, save_prompts
 
 LENGTHS = {"inputs": 128, "targets": 6}
 
@@ -157,6 +157,19 @@ def test_command_scores_what_the_folder_holds(folder, backbone, bank, capsys):
         prompt_ids=[2, 1],
     )
     assert [row["metrics"] for row in result["tasks"]] == direct
+
+
+@pytest.mark.parametrize("scores, best", [([1.0, 7.0, None, 3.0], 1), ([None] * 4, 0)])
+def test_of_several_seeds_the_best_serves_a_task(tmp_path, scores, best):
+    """The same one that PATH#TASK chooses; a bank that is asked for all its prompts gives them one by one."""
+    tasks = ["tiny_mood", "tiny_mood", "tiny_colour", "tiny_mood"]
+    prompts = np.random.default_rng(0).standard_normal((4, 3, 8)).astype(np.float32)
+    path = tmp_path / "prompts.safetensors"
+    save_prompts(path, {"prompt": prompts}, {"tasks": tasks, "groups": [0, 1, 2, 3], "scores": scores})
+    meta = load_prompts(path)[1]
+    assert setup.match_tasks(["tiny_colour", "tiny_mood"], meta, "x") == [2, best]
+    np.testing.assert_array_equal(load_prompts(f"{path}#tiny_mood")[0]["prompt"][0], prompts[best])
+    assert setup.match_tasks(tasks, meta, "x") == [0, 1, 2, 3]
 
 
 def test_command_mistakes(folder, backbone, bank):

@@ -321,6 +321,9 @@ def test_backbone_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         load_backbone(backbone_config(str(folder)))
     with pytest.raises(UserError, match=r"vocabulary '/no/words\.model' does not exist"):
         load_backbone(backbone_config(str(folder), "/no/words.model"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty \(INITIAL_CHECKPOINT_PATH\) holds no model"):
+        load_backbone(backbone_config(str(tmp_path / "empty")))
     (tmp_path / "t5x").mkdir()
     (tmp_path / "t5x" / "checkpoint").write_bytes(b"")
     with pytest.raises(UserError, match="T5X checkpoint"):

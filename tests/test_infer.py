@@ -71,8 +71,14 @@ def test_fields_are_formatted_by_the_tasks_preprocessors(folder):
 
 
 def test_one_prompt_needs_no_task(folder):
-    outputs = infer(folder, [{"inputs": "the cat is red"}, {"task": "anything", "inputs": "the cat is red"}], run="single")
+    outputs = infer(folder, [{"inputs": "the cat is red"}, {"task": "tiny_mood", "inputs": "the cat is red"}], run="single")
     assert outputs[0]["prediction"] == outputs[1]["prediction"] == predicted(folder, "the cat is red", 0)
+
+
+def test_one_prompt_serves_no_task_that_is_not_there(folder):
+    rows = [{"task": task, "inputs": "the cat is red"} for task in ("tiny_mood", "tiny_moood")]
+    with pytest.raises(UserError, match=r"in\.jsonl, line 2: No seqio task or mixture 'tiny_moood' .*Did you mean 'tiny_mood'\?"):
+        infer(folder, rows, run="single")
 
 
 def test_long_inputs_are_cut_as_in_training_and_counted(folder, capsys):
@@ -112,6 +118,11 @@ def test_bad_files_are_named(folder):
     (folder / "file").write_text("")
     with pytest.raises(UserError, match=r"Cannot write InferConfig\.output_file '.*file/out\.jsonl'"):
         infer(folder, [GOOD], output="file/out.jsonl")
+    config = tiny.experiment(folder, "not_opened")  # what cannot be written is told before the model is loaded
+    for output, message in ((folder, "is a folder; give the path"), ("/proc/out.jsonl", "No such file|Permission denied")):
+        files = {"input_file": str(folder / "in.jsonl"), "output_file": str(output)}
+        with pytest.raises(UserError, match=rf"InferConfig\.output_file '{output}' .*({message})"):
+            run_infer(tiny.replace(config, infer=files))
     config = tiny.experiment(folder, "run")
     with pytest.raises(UserError, match=r"Cannot read InferConfig\.input_file '/nowhere'"):
         run_infer(tiny.replace(config, infer={"input_file": "/nowhere", "output_file": "x"}))

@@ -19,6 +19,7 @@ from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.studies import results
 from mpt_jax.studies.report import write_report
+from tasks import sketch
 
 FEW = {"k_shots": (2,)}
 
@@ -65,6 +66,15 @@ def test_stages_are_banks_of_the_right_size_and_speed():
     tuned = by_name["full-model_tuning-tiny_animal-seed0"].experiment
     assert (tuned.prompt.method, tuned.optimizer.factored, tuned.optimizer.scale_by_parameter) == ("none", True, True)
     assert not by_name["full-prompt_tuning"].experiment.optimizer.factored
+
+
+def test_trained_weights_are_in_float32():
+    """A frozen backbone need not be, and is not in the other stages."""
+    cfg = study.pipeline(Path("f"))
+    half = dataclasses.replace(tiny.CONFIG, param_dtype="bfloat16")
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, backbone={"architecture": half}))
+    dtypes = {(s.method == "model_tuning", s.experiment.backbone.architecture.param_dtype) for s in stages.plan(cfg)}
+    assert dtypes == {(True, "float32"), (False, "bfloat16")}
 
 
 def test_few_shot_runs_select_nothing_and_full_ones_do():
@@ -121,6 +131,7 @@ def test_an_extended_study_has_only_the_new_runs_left():
         ({"k_shots": (-1,)}, "k_shots"),
         ({"sources": ("tiny_mood",)}, "PipelineConfig.sources"),
         ({"bank_size": -1}, "bank_size"),
+        ({"max_test_examples": -1}, r"max_test_examples must not be negative \(0 = all\), not -1"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(changes, words):
@@ -136,7 +147,6 @@ def test_numbers_trained_match_the_paper():
 
 
 def test_documented_chance_agrees_with_the_tasks():
-    sketch = pytest.importorskip("tasks.sketch")
     documented = reference_scores(("tasks",))
     assert {f"sketch_{name}": (task.chance, task.ceiling) for name, task in sketch.TASKS.items()} == {
         name: (scores["chance"], scores["ceiling"]) for name, scores in documented.items() if name.startswith("sketch_")
@@ -269,9 +279,44 @@ def test_another_backbone_is_refused(copy, config):
         run_pipeline(config)
 
 
+def test_results_on_other_data_are_refused(copy, config):
+    path = copy / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    lines[0]["data"] = "0" * 16
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"teachers/kall/prompt_tuning/tiny_colour/seed0 on other training or test examples of"):
+        run_pipeline(config)
+
+
+def test_seconds_are_those_of_all_calls(copy, config):
+    """Stopped between a stage's training and its results: what the training took is not lost."""
+    mark = copy / "runs" / "few_shot-k2-mpt" / "finished.json"
+    assert json.loads(mark.read_text())["seconds"] > 0
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"seconds": 4000.0}))
+    path = copy / "results.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "few_shot/k2/mpt" not in line))
+    run_pipeline(config)
+    seconds = [record["seconds"] for record in results.read(path) if record["run_id"].startswith("few_shot/k2/mpt")]
+    assert len(seconds) == 4 and all(1000 <= one < 1100 for one in seconds)
+
+
+def test_a_stage_that_diverges_says_what_to_delete(folder):
+    """Until results of its like are there; then only another folder helps."""
+    few = {"prompt_tuning": StageConfig(2, 4, ((".*", float("inf")),))}
+    cfg = study.pipeline(folder, "diverged", **FEW, few_shot=few, bank_size=2)
+    stage = folder / "diverged" / "runs" / "few_shot-k2-prompt_tuning-part1"
+    advice = r"Lower the learning rate in PipelineConfig\.few_shot\['prompt_tuning'\]\.rules and "
+    with pytest.raises(UserError, match=rf"not finite at step \d .*{advice}delete {stage}\."):
+        run_pipeline(cfg)
+    first = {"run_id": "few_shot/k9/prompt_tuning/x/seed0", "stage": "few_shot", "method": "prompt_tuning", "task": "x", "k": 9}
+    results.append(folder / "diverged" / "results.jsonl", [first | {"seed": 0, "score": 1.0}])
+    with pytest.raises(UserError, match=rf"{advice}give another MODEL_DIR, for .*diverged has few_shot/k9"):
+        run_pipeline(cfg)
+
+
 def test_a_misspelt_target_is_told_before_training(folder, config):
     wrong = study.pipeline(folder, "misspelt", **FEW, targets=("tiny_moood",))
-    with pytest.raises(UserError, match="tiny_mood"):
+    with pytest.raises(UserError, match=r"Did you mean 'tiny_mood'\? .*PipelineConfig\.sources or PipelineConfig\.targets"):
         run_pipeline(wrong)
     assert not (folder / "misspelt" / "runs").exists()
 
@@ -308,10 +353,12 @@ def test_a_part_of_the_test_set_has_all_labels():
             assert np.bincount(labels[rows], minlength=classes).min() > 0.7 * size / classes
 
 
-def test_a_choice_for_other_targets_is_not_read_back(copy, config):
-    params, meta = load_prompts(copy / "runs" / "few_shot-k2-spot" / "start.safetensors")
-    save_prompts(copy / "runs" / "few_shot-k2-spot" / "start.safetensors", params, meta | {"tasks": ["x"] * len(meta["tasks"])})
+def test_a_choice_for_another_study_is_not_read_back(copy, config):
+    start = copy / "runs" / "few_shot-k2-spot" / "start.safetensors"
+    params, meta = load_prompts(start)
     path = copy / "results.jsonl"
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"spot"' not in line))
-    with pytest.raises(UserError, match="was made for the targets"):
-        run_pipeline(config)
+    for change in ({"tasks": ["x"] * 4}, {"seeds": [0, 7, 0, 7]}, {"teachers": "0" * 16}):
+        save_prompts(start, params, meta | change)
+        with pytest.raises(UserError, match=rf"was made with other {next(iter(change))} than .*; delete {start.parent}, or"):
+            run_pipeline(config)

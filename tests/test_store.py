@@ -33,8 +33,11 @@ def make_best(step: int) -> dict:
     }
 
 
-def store_at(folder, fingerprint="a" * 16, keep=2) -> Store:
-    return Store(folder, keep=keep, fingerprint=fingerprint)
+DATA = {"a": "0" * 16, "b": "1" * 16}
+
+
+def store_at(folder, fingerprint="a" * 16, keep=2, data=DATA) -> Store:
+    return Store(folder, keep=keep, fingerprint=fingerprint, data=data)
 
 
 @pytest.fixture
@@ -78,6 +81,18 @@ def test_arrays_that_change_after_saving_do_not_reach_the_file(tmp_path):
 def test_another_backbone_is_refused(written):
     with pytest.raises(UserError, match=r"checkpoints/3 belongs to the backbone a{16}, .* b{16}; give the backbone"):
         store_at(written, fingerprint="b" * 16).restore(make_state(0), make_best(0))
+
+
+@pytest.mark.parametrize("data", [DATA | {"b": "2" * 16}, {"a": DATA["a"]}, DATA | {"b": "2" * 16, "c": "3" * 16}])
+def test_other_training_data_are_refused_by_task(written, data):
+    with pytest.raises(UserError, match=r"checkpoints/3 was trained on other examples of the task 'b' than there are now"):
+        store_at(written, data=data).restore(make_state(0), make_best(0))
+
+
+def test_the_best_is_not_read_where_none_is_asked_for(written):
+    restored = store_at(written).restore(make_state(0), None)
+    same(restored.state, make_state(3))
+    assert restored.best is None
 
 
 def files_of(folder):

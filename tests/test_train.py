@@ -1,11 +1,12 @@
 """Whole runs on a tiny T5: what moves and what does not, what is compiled, what is written, what goes wrong."""
 
+import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -15,8 +16,11 @@ import tiny
 
 from mpt_jax import setup, train, train_state
 from mpt_jax.checkpoint.backbone import fingerprint, load_backbone
+from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import StreamConfig
 from mpt_jax.errors import UserError
+from mpt_jax.evaluate import run_evaluate
+from mpt_jax.infer import run_infer
 from mpt_jax.prompts.files import load_prompts
 from mpt_jax.train import run_training
 
@@ -37,7 +41,7 @@ def test_only_the_prompt_moves(folder, method):
     config = tiny.experiment(folder, f"moves_{method}", method=method, tasks=tiny.TASKS[:2], steps=3)
     backbone = opened(config)
     before = jax.tree.map(lambda leaf: np.array(leaf), backbone.params)
-    streams = setup.find_streams(config, setup.open_vocabulary(config, backbone))
+    streams = setup.find_streams(config)
     start = setup.initial_trainable(config, streams, backbone, setup.open_vocabulary(config, backbone))
     result = run_training(config, backbone)
     jax.tree.map(np.testing.assert_array_equal, backbone.params, before)
@@ -213,16 +217,24 @@ def tokens_of(config, backbone, word):
     return np.asarray(setup.open_vocabulary(config, backbone).encode(word))[-1:]
 
 
-def test_first_signal_saves_and_stops(folder):
-    """SIGTERM from outside in mid-run: a checkpoint, then KeyboardInterrupt; the same call goes on to the same prompt."""
-    config = tiny.experiment(folder, "signal", steps=400, train={"checkpoint_period": 1000, "log_period": 1000})
+class SignalAtFirstLine(io.StringIO):
+    """A terminal's other end that sends SIGTERM when it reads of step 10."""
+
+    def write(self, text):
+        if text.startswith("step 10/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+def test_first_signal_saves_and_stops(folder, monkeypatch):
+    """SIGTERM in mid-run: a checkpoint, then KeyboardInterrupt; the same call goes on to the same prompt."""
+    config = tiny.experiment(folder, "signal", steps=30, train={"checkpoint_period": 1000, "log_period": 10})
     straight = run_training(tiny.replace(config, train={"model_dir": str(folder / "no_signal")}))
-    timer = threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_training(config)
-    step = max(int(path.name) for path in (folder / "signal" / "checkpoints").iterdir())
-    assert 0 < step < 400
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", SignalAtFirstLine())
+        with pytest.raises(KeyboardInterrupt):
+            run_training(config)
+    assert [path.name for path in (folder / "signal" / "checkpoints").iterdir()] == ["10"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     np.testing.assert_array_equal(run_training(config).params["prompt"], straight.params["prompt"])
 
@@ -256,6 +268,10 @@ MISTAKES = {
     "validation": (
         lambda folder: tiny.experiment(folder, "m2", tasks=("tiny_word",), train={"eval_period": 2}),
         r"'tiny_word' has no split 'validation'",
+    ),
+    "metric": (
+        lambda folder: tiny.experiment(folder, "m9", tasks=("tiny_no_metric",), train={"eval_period": 2}),
+        r"'tiny_no_metric' has no metric to validate by; set TrainConfig\.eval_period=0",
     ),
     "groups": (
         lambda folder: tiny.experiment(folder, "m3", streams=(StreamConfig("tiny_mood", 0), StreamConfig("tiny_colour", 2))),
@@ -310,3 +326,102 @@ def test_teacher_of_another_task_or_backbone(folder):
         run_training(config)
     with pytest.raises(UserError, match=r"trained on the backbone \w+ but this one is \w+"):
         run_training(tiny.replace(config, backbone={"checkpoint": "scratch"}, train={"model_dir": str(folder / "pupil2")}))
+
+
+def kept(folder, run, **settings):
+    """A run with a checkpoint at every second step."""
+    settings = {"steps": 4} | settings
+    train = {"checkpoint_period": 2} | settings.pop("train", {})
+    return tiny.experiment(folder, run, train=train, **settings)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_fewer_steps_than_were_taken_are_refused(folder, finished):
+    run = f"fewer_{finished}"
+    run_training(kept(folder, run))
+    if not finished:
+        (folder / run / "finished.json").unlink()
+    with pytest.raises(UserError, match=r"has taken 4 steps already, more than TRAIN_STEPS=3; give at least as many"):
+        run_training(kept(folder, run, steps=3))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_stretching_a_linear_schedule_is_told(folder, capsys, schedule):
+    run_training(kept(folder, schedule, optimizer={"schedule": schedule}))
+    run_training(kept(folder, schedule, optimizer={"schedule": schedule}, steps=8))
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("resuming at step 4"))
+    told = "; TRAIN_STEPS was 4 and is 8 now, so the linear schedule takes the learning rate from 0% to 50% of its peak here"
+    assert line == "resuming at step 4" + (told if schedule == "linear" else "")
+
+
+def test_an_unfinished_run_is_neither_evaluated_nor_used(folder):
+    config = kept(folder, "unfinished", steps=2)
+    run_training(config)
+    (folder / "unfinished" / "finished.json").unlink()
+    (folder / "in.jsonl").write_text('{"inputs": "the cat is red"}')
+    files = {"input_file": str(folder / "in.jsonl"), "output_file": str(folder / "out.jsonl")}
+    for command in (run_evaluate, run_infer):
+        with pytest.raises(UserError, match=r"MODEL_DIR .*unfinished has not finished; let `train` continue it"):
+            command(tiny.replace(config, infer=files))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"train": {"max_eval_examples": 3}}, {"data": {"eval_split": "test"}}, {"decode": {"num_beams": 2}}],
+)
+def test_what_the_best_is_chosen_by_stays(tmp_path, change):
+    """A lucky score on three examples would never be beaten on all of them."""
+    config = tiny.experiment(tmp_path, "run")
+    folder = RunFolder(config.train.model_dir)
+    folder.begin(config)
+    (folder.path / "checkpoints" / "2").mkdir(parents=True)
+    [(part, field)] = [(part, field) for part, fields in change.items() for field in fields]
+    with pytest.raises(UserError, match=rf"holds a run with {part}\.{field}=.*; give the old value to continue that run"):
+        folder.begin(tiny.replace(config, **change))
+    free = {"train": {"eval_period": 5, "steps": 9}, "decode": {"batch_size": 3}, "data": {"cache_dir": "elsewhere"}}
+    folder.begin(tiny.replace(config, **free))
+
+
+def test_validation_may_stop_and_begin_again(folder):
+    """Without it there is no best, nor a copy of what is trained; with it again, a best of the steps from there on."""
+    periods = {4: 2, 8: 0, 12: 2}
+    results = [run_training(kept(folder, "off", steps=s, train={"eval_period": p})) for s, p in periods.items()]
+    assert [np.isfinite(result.scores).all() for result in results] == [True, False, True]
+    straight = run_training(kept(folder, "straight", steps=8))
+    np.testing.assert_array_equal(results[1].params["prompt"], straight.params["prompt"])
+
+
+def test_edited_training_data_are_refused(folder, tmp_path, monkeypatch):
+    """By what is in the examples: a file with the same content is welcome."""
+    monkeypatch.setenv("MPT_JAX_DATA", str(tmp_path))
+    file = tmp_path / "sst2" / "train.jsonl"
+    file.parent.mkdir()
+    rows = [{"sentence": f"the food is {word}", "label": label} for word, label in (("good", 1), ("bad", 0)) * 4]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_text(text)
+    data = {"task_modules": ("tasks",), "lengths": {"inputs": 64, "targets": 6}}  # the tiny vocabulary spells the words out
+    config = tiny.replace(kept(folder, "edited", tasks=("files_sst2",), steps=2), data=data)
+    run_training(config)
+    longer = tiny.replace(config, train={"steps": 4})
+    file.write_text(text.replace("bad", "sour", 1))
+    with pytest.raises(UserError, match=r"checkpoints/2 was trained on other examples of the task 'files_sst2' than there are"):
+        run_training(longer)
+    file.write_text(text)
+    run_training(tiny.replace(longer, data={"cache_dir": str(tmp_path / "cache")}))
+
+
+def test_a_task_of_files_that_are_nowhere(folder, monkeypatch):
+    monkeypatch.delenv("MPT_JAX_DATA", raising=False)
+    config = tiny.experiment(folder, "nowhere", tasks=("files_mine",))
+    with pytest.raises(UserError, match=r"'files_mine'.* environment variable MPT_JAX_DATA, .* is not set"):
+        run_training(tiny.replace(config, data={"task_modules": ("tasks",)}))
+
+
+def test_weights_to_train_are_not_those_that_were_rounded(folder):
+    """A frozen backbone in bfloat16 does not become the start of a model that is tuned in float32."""
+    half = dataclasses.replace(tiny.CONFIG, param_dtype="bfloat16")
+    rounded = opened(tiny.experiment(folder, "x", architecture=half))
+    config = tiny.experiment(folder, "x", method="none")
+    backbone = setup.open_backbone(config, setup.mesh_of(config), rounded)
+    jax.tree.map(np.testing.assert_array_equal, backbone.params, load_backbone(config.backbone).params)
+    assert backbone.fingerprint == rounded.fingerprint

@@ -54,4 +54,11 @@ seqio.TaskRegistry.add(
     metric_fns=[metrics.accuracy],
 )
 
+seqio.TaskRegistry.add(  # as those for pretraining
+    "tiny_no_metric",
+    source=features.rows_source({split: _rows(_mood, split, 8) for split in ("train", "validation")}),
+    preprocessors=[*features.TOKENIZE],
+    output_features=features.output_features(),
+)
+
 seqio.MixtureRegistry.add("tiny", ["tiny_colour", "tiny_mood", "tiny_animal"], default_rate=1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mpt_jax.checkpoint.import_hf import import_hf
-from mpt_jax.config import BackboneConfig, T5Config, nearest
+from mpt_jax.config import BackboneConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import T5, Params, init_params
 from mpt_jax.trees import fingerprint
@@ -39,8 +39,9 @@ def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None) -> Backbone
         params = init_params(dataclasses.replace(config, param_dtype="float32"), key)
     else:
         folder = locate(cfg.checkpoint)
+        _check_holds_model(folder)
         vocabulary = _vocabulary(cfg, folder)
-        params = _import(folder, dataclasses.replace(config, param_dtype="float32"))
+        params = import_hf(folder, dataclasses.replace(config, param_dtype="float32"))[1]
     digest = fingerprint(params)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(config.param_dtype)), params)
     return Backbone(T5(config), params, digest, vocabulary)
@@ -68,11 +69,14 @@ def locate(checkpoint: str) -> Path:
     return folder
 
 
-def _import(folder: Path, config: T5Config) -> Params:
-    """Chooses the importer by what lies in the folder. T5X and Orbax importers belong here."""
+def _check_holds_model(folder: Path) -> None:
     if (folder / "checkpoint").exists() or (folder / "state").exists():
         raise UserError(f"{folder} is a T5X checkpoint, which cannot be read yet; convert it to a Hugging Face folder first.")
-    return import_hf(folder, config)[1]
+    if not any(path.is_file() for pattern in ("model.safetensors*", "pytorch_model.bin*") for path in folder.glob(pattern)):
+        raise UserError(
+            f"The checkpoint folder {folder} (INITIAL_CHECKPOINT_PATH) holds no model; give a Hugging Face folder with weights "
+            "or a finished run that tuned a model."
+        )
 
 
 def _vocabulary(cfg: BackboneConfig, folder: Path | None) -> Path:

@@ -1,35 +1,26 @@
 """The run's folder, MODEL_DIR: its configuration, and the mark of a finished run.
 
 config.json     the resolved configuration, written when the run begins
-finished.json   {"step", "backbone"}, written last; such a run is not trained again
+finished.json   {"step", "backbone", "seconds"}, written last; such a run is not trained again
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from mpt_jax.config import Experiment, to_dict
 from mpt_jax.errors import UserError
 
-# What may differ between two calls of one run: where files lie, how often something is written, how predictions are made.
-FREE = (
-    "train.steps",
-    "train.model_dir",
-    "train.log_period",
-    "train.eval_period",
-    "train.max_eval_examples",
-    "train.checkpoint_period",
-    "train.keep_checkpoints",
-    "train.tensorboard",
-    "data.cache_dir",
-    "data.task_modules",
-    "data.eval_split",
-    "decode",
-    "partition",
-    "infer",
+# What two calls may differ in and still be of one experiment: places, speed, what is written when.
+FREE = frozenset(
+    "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
+    "data.trim_lengths data.task_modules decode.batch_size partition infer".split()
 )
+# A run may also become longer, and validate at other steps; but always on the same examples and in the same way, for
+# the best score so far stands for ever.
+FREE_IN_A_RUN = FREE | {"train.steps", "train.eval_period"}
 
 
 class RunFolder:
@@ -61,7 +52,7 @@ class RunFolder:
                 old = json.loads(path.read_text())
             except ValueError:
                 old = {}
-            for name, before, after in _differences(old, new):
+            for name, before, after in differences(old, new, FREE_IN_A_RUN):
                 raise UserError(
                     f"MODEL_DIR {self.path} holds a run with {name}={before!r}, but now it is {after!r}; "
                     "give the old value to continue that run, or another MODEL_DIR."
@@ -80,16 +71,14 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
-    def finish(self, step: int, fingerprint: str) -> None:
+    def finish(self, step: int, fingerprint: str, seconds: float) -> None:
         """The last thing that a run writes."""
-        self.write("finished.json", {"step": step, "backbone": fingerprint})
+        self.write("finished.json", {"step": step, "backbone": fingerprint, "seconds": round(seconds, 2)})
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file so that a kill leaves the old one or the new one."""
-        temporary = self.path / f".{name}.{os.getpid()}"
+        """Write a JSON file."""
         try:
-            temporary.write_text(json.dumps(value, indent=1) + "\n")
-            temporary.replace(self.path / name)
+            write_text(self.path / name, json.dumps(value, indent=1) + "\n")
         except OSError as error:
             raise self._unwritable(error) from None
 
@@ -97,12 +86,19 @@ class RunFolder:
         return UserError(f"Cannot write into MODEL_DIR '{self.path}' ({error.strerror}); give a folder that you may write to.")
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, old, new) of the fields that both have and that differ, but for those that may."""
-    if prefix in FREE:
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def differences(old: Any, new: Any, free: Set[str], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of the fields that both configurations have and that differ, but for the `free` ones."""
+    if prefix in free:
         return
     if isinstance(old, dict) and isinstance(new, dict):
-        for name in old.keys() & new.keys():
-            yield from _differences(old[name], new[name], f"{prefix}.{name}" if prefix else name)
+        for name in (name for name in new if name in old):
+            yield from differences(old[name], new[name], free, f"{prefix}.{name}" if prefix else name)
     elif old != new:
         yield prefix, old, new

@@ -2,7 +2,7 @@
 
     <MODEL_DIR>/checkpoints/<step>/state   step, trainable, opt_state, key
                                   /best    the best trainable of each group, with score [G] and step [G], when there is validation
-                                  /meta    JSON: backbone's fingerprint, loader's position
+                                  /meta    JSON: fingerprints of the backbone and of the training data, and what `save` was given
                                   /files.json    size and checksum of each of these files
 
 Orbax writes into a temporary folder and renames it, so a killed run leaves whole checkpoints only. `files.json` is written after
@@ -12,6 +12,7 @@ that; it finds files that were damaged later, before Orbax reads them.
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.errors import UserError
 
 Tree = Any
 
 
 class Restored(NamedTuple):
-    """A checkpoint read back. `best` is None when the run had no validation."""
+    """A checkpoint read back. `best` is None when it has none or none was asked for."""
 
     state: Tree
     best: Tree | None
@@ -39,12 +41,13 @@ class Store:
         folder: the run's folder (MODEL_DIR); checkpoints lie in its `checkpoints/`.
         keep: how many of the newest remain.
         fingerprint: the backbone's; restoring under another one is an error.
+        data: of each task, the digest of its training examples; restoring under another one is an error.
     """
 
-    def __init__(self, folder: Path, *, keep: int, fingerprint: str):
+    def __init__(self, folder: Path, *, keep: int, fingerprint: str, data: Mapping[str, str]):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
         self._folder = Path(folder) / "checkpoints"
-        self._fingerprint = fingerprint
+        self._fingerprint, self._data = fingerprint, dict(data)
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
             # Synchronous: a prompt's checkpoint takes some 50 ms, and the donated state may be written over once `save` returns.
@@ -60,7 +63,7 @@ class Store:
         """Write the checkpoint of `step` and delete those beyond `keep`. A step that is there already is left as it is."""
         if step in self._manager.all_steps():
             return
-        meta = meta | {"backbone": self._fingerprint, "has_best": best is not None, "arrays": _shapes(state)}
+        meta = meta | {"backbone": self._fingerprint, "data": self._data, "has_best": best is not None, "arrays": _shapes(state)}
         items = {"state": ocp.args.StandardSave(_as_dict(state)), "meta": ocp.args.JsonSave(meta)}
         if best is not None:
             items["best"] = ocp.args.StandardSave(best)
@@ -68,15 +71,13 @@ class Store:
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             folder = self._folder / str(step)
-            partial = folder / ".files.json"
-            partial.write_text(json.dumps(_file_sums(folder), indent=1))
-            partial.replace(folder / "files.json")
+            write_text(folder / "files.json", json.dumps(_file_sums(folder), indent=1))
 
-    def restore(self, state: Tree, best: Tree) -> Restored | None:
+    def restore(self, state: Tree, best: Tree | None) -> Restored | None:
         """The newest checkpoint in the shapes and places of `state`, and of `best`; None when the run has none yet.
 
         Raises:
-            UserError: unreadable, damaged or truncated files; another backbone; other shapes than this run's.
+            UserError: unreadable, damaged or truncated files; another backbone, other training data or other shapes.
         """
         step = self.latest()
         if step is None:
@@ -89,6 +90,13 @@ class Store:
                 f"The checkpoint {path} belongs to the backbone {meta['backbone']}, but this run's is {self._fingerprint}; "
                 "give the backbone that the run began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
             )
+        data = meta.get("data", self._data)
+        for task in sorted(data.keys() | self._data.keys()):
+            if data.get(task) != self._data.get(task):
+                raise UserError(
+                    f"The checkpoint {path} was trained on other examples of the task '{task}' than there are now; "
+                    "restore its data, or give another MODEL_DIR."
+                )
         expected = _shapes(state)
         for name in sorted(expected.keys() | meta["arrays"].keys()):
             if expected.get(name) != meta["arrays"].get(name):
@@ -97,11 +105,10 @@ class Store:
                     f"{expected.get(name, 'nothing')}; give the configuration that the run began with, or another MODEL_DIR."
                 )
         items = {"state": ocp.args.StandardRestore(jax.tree.map(_abstract, _as_dict(state)))}
-        if meta["has_best"]:
+        if best is not None and meta["has_best"]:
             items["best"] = ocp.args.StandardRestore(jax.tree.map(_abstract, best))
         read = self._read(step, items)
-        restored_best = read["best"] if meta["has_best"] else None
-        return Restored(_like(state, read["state"]), restored_best, meta)
+        return Restored(_like(state, read["state"]), read["best"] if "best" in items else None, meta)
 
     def close(self) -> None:
         self._manager.close()
@@ -138,7 +145,7 @@ class Store:
 
 def _file_sums(folder: Path) -> dict[str, list[Any]]:
     """Relative path → [bytes, BLAKE2b] of every file of a checkpoint."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ("files.json", ".files.json"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "files.json")
     return {
         path.relative_to(folder).as_posix(): [path.stat().st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
         for path in files

@@ -4,7 +4,6 @@ Scores and their tables need that file alone. Training curves and the task vecto
 are still there, and left out, saying so, where they are not.
 """
 
-import os
 import statistics
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.errors import UserError
 from mpt_jax.progress import read_history
 from mpt_jax.prompts.files import FILE_NAME, load_prompts
@@ -46,8 +46,8 @@ def write_report(model_dir: str | Path) -> Path:
         for block in blocks:
             if isinstance(block, Picture):
                 (folder / FIGURE_FOLDER / f"{block.name}.png").write_bytes(figures.to_png(block.figure))
-        _write(folder / "report.md", page.to_markdown(title, blocks, FIGURE_FOLDER))
-        _write(folder / "report.html", page.to_html(title, blocks))
+        write_text(folder / "report.md", page.to_markdown(title, blocks, FIGURE_FOLDER))
+        write_text(folder / "report.html", page.to_html(title, blocks))
     except OSError as error:
         raise UserError(f"The report cannot be written to {folder} ({error.strerror}); make that folder writable.") from None
     return folder / "report.html"
@@ -351,10 +351,3 @@ def _task_vector_block(vectors: Mapping[str, np.ndarray]) -> Block:
 
 def _picture(name: str, figure: Figure | None, caption: str, otherwise: str = "") -> Block:
     return Text((otherwise,)) if figure is None else Picture(name, figure, caption)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
