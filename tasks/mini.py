@@ -23,8 +23,8 @@ def _texts(split: str, documents: int) -> Iterator[dict[str, str]]:
         yield {"text": text}
 
 
-def _exercises(split: str, count: int) -> Iterator[dict[str, str]]:
-    return sketch_text.exercises(200 + SEEDS[split], count // SIZES[split])
+def _exercises(split: str, count: int, lesson: int) -> Iterator[dict[str, str]]:
+    return sketch_text.exercises(200 + SEEDS[split], count // SIZES[split], sketch_text.LESSONS[lesson])
 
 
 _text_source = features.RowsSource(functools.partial(_texts, documents=120_000), SIZES)
@@ -32,15 +32,16 @@ pretrain.register("sketch_text_spans", pretrain.span_corruption_pairs, source=_t
 pretrain.register("sketch_text_prefix", pretrain.prefix_lm_pairs, source=_text_source, seed=1)
 pretrain.register("english_spans", pretrain.span_corruption_pairs, max_examples=ENGLISH_EXAMPLES)
 pretrain.register("english_prefix", pretrain.prefix_lm_pairs, max_examples=ENGLISH_EXAMPLES, seed=1)
-seqio.TaskRegistry.add(
-    "sketch_exercises",
-    source=features.RowsSource(functools.partial(_exercises, count=900_000), SIZES),
-    preprocessors=features.TOKENIZE,
-    output_features=features.output_features(),
-    metric_fns=[],
-)
+for _lesson, _count in enumerate((200_000, 400_000, 900_000)):
+    seqio.TaskRegistry.add(
+        f"sketch_lesson_{_lesson + 1}",
+        source=features.RowsSource(functools.partial(_exercises, count=_count, lesson=_lesson), SIZES),
+        preprocessors=features.TOKENIZE,
+        output_features=features.output_features(),
+        metric_fns=[],
+    )
 # Per example; a text's targets are several times as long as an exercise's, so that the tokens are about even.
 seqio.MixtureRegistry.add(
-    "mini_spans", [("sketch_exercises", 0.8), ("sketch_text_spans", 0.08), ("sketch_text_prefix", 0.05), ("english_spans", 0.07)]
+    "mini_spans", [("sketch_lesson_3", 0.75), ("sketch_text_spans", 0.1), ("sketch_text_prefix", 0.05), ("english_spans", 0.1)]
 )
-seqio.MixtureRegistry.add("mini_prefix", [("sketch_exercises", 0.8), ("sketch_text_prefix", 0.12), ("english_prefix", 0.08)])
+seqio.MixtureRegistry.add("mini_prefix", [("sketch_lesson_3", 0.75), ("sketch_text_prefix", 0.15), ("english_prefix", 0.1)])

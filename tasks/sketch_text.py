@@ -9,6 +9,7 @@ several wordings with several answer words, so that the model learns to heed how
 import dataclasses
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from tasks import sketch
 from tasks import sketch_world as world
@@ -392,8 +393,9 @@ def _question(rng: random.Random) -> Exercise:
         return f"ask {asked} : {world.sentence(event, rng)}", world.question(event, asked)
     if asked == "did":
         return f"as a statement : {world.question(event, 'did')}", world.sentence(event, form="active")
-    unknown = {"who": {"agent": "somebody"}, "what": {"object": "something", "adjective": ""}}
-    blank = dataclasses.replace(event, **unknown.get(asked, {"place" if asked == "where" else "time": ""}))
+    unknown: dict[str, Any] = {"who": {"agent": "somebody"}, "what": {"object": "something", "adjective": ""}}
+    unknown |= {"where": {"place": ""}, "when": {"time": ""}}
+    blank = dataclasses.replace(event, **unknown[asked])
     record = _record(blank)
     return f"as a record : {world.question(event, asked)}", f"{record} ; {asked} ?" if asked in ("where", "when") else record
 
@@ -442,19 +444,31 @@ def _gloss(rng: random.Random) -> Exercise:
     return f"what is the {word} here ? {_named(rng, rng.choice(phrases[:GLOSSED]))}", gloss
 
 
-EXERCISES: tuple[tuple[Callable[[random.Random], Exercise], int], ...] = (
-    (_parse, 3), (_tell, 1), (_reword, 3), (_word, 2), (_word_pair, 2), (_roles, 1), (_question, 2), (_turn, 1), (_praised, 3),
-    (_gloss, 1), (_lookup, 4), (_member, 2), (_in_both, 2), (_difference, 3), (_compare, 6), (_same_event, 5), (_check, 6),
-    (_among_events, 5),
+Kinds = tuple[tuple[Callable[[random.Random], Exercise], int], ...]  # with their weights
+# Three lessons, each learned after the one before; mixed from the start, hardly any of it is learned.
+LESSONS: tuple[Kinds, ...] = (
+    (  # to copy and to look up
+        (_parse, 3), (_tell, 2), (_reword, 3), (_roles, 1), (_question, 2), (_lookup, 4), (_in_both, 3), (_word, 1), (_turn, 1),
+        (_gloss, 1),
+    ),
+    (  # to compare, saying what is found
+        (_parse, 1), (_tell, 1), (_reword, 2), (_roles, 1), (_question, 1), (_lookup, 3), (_in_both, 3), (_word, 2), (_turn, 1),
+        (_gloss, 1), (_member, 1), (_word_pair, 2), (_praised, 3), (_difference, 5), (_compare, 8),
+    ),
+    (  # to judge
+        (_parse, 1), (_tell, 1), (_reword, 2), (_roles, 1), (_question, 2), (_lookup, 4), (_in_both, 1), (_word, 1), (_turn, 1),
+        (_gloss, 1), (_member, 1), (_word_pair, 1), (_praised, 3), (_difference, 2), (_compare, 5), (_same_event, 6), (_check, 8),
+        (_among_events, 6),
+    ),
 )  # fmt: skip
 
 
-def exercises(seed: int, count: int) -> Iterator[dict[str, str]]:
+def exercises(seed: int, count: int, kinds: Kinds = LESSONS[-1]) -> Iterator[dict[str, str]]:
     """`count` auxiliary exercises: {"inputs": …, "targets": …}."""
     rng = random.Random(seed)
-    kinds, weights = zip(*EXERCISES, strict=True)
+    draws, weights = zip(*kinds, strict=True)
     while count:
-        inputs, target = map(world.tidy, rng.choices(kinds, weights)[0](rng))
+        inputs, target = map(world.tidy, rng.choices(draws, weights)[0](rng))
         if _unseen(inputs) and _unseen(target):
             count -= 1
             yield {"inputs": inputs, "targets": target}

@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import random
+import re
 import zlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks import sketch, sketch_text
 from tasks import sketch_world as world
+from tasks.sketch_senses import SENSES
 
 NAMES = sorted(sketch.TASKS)
 CLASSIFIED = [name for name in NAMES if sketch.TASKS[name].labels != ("",)]
@@ -59,7 +61,8 @@ def test_words_alone_do_not_give_the_label_away(name):
     )
     accuracy = 100 * model.score(bag.transform(e["inputs"] for e in test), [e["targets"] for e in test])
     print(f"{name}: bag of words {accuracy:.1f}, chance {sketch.TASKS[name].chance}")
-    assert accuracy < sketch.TASKS[name].chance + 30
+    # entailment has no words of its own for what is left open, question_entailment asks "where" of sentences without a place
+    assert accuracy < sketch.TASKS[name].chance + 25
 
 
 @pytest.mark.parametrize("name", ["span_qa", "cloze"])
@@ -100,13 +103,35 @@ def test_verbs_refer_to_one_another():
 
 
 def test_pretraining_holds_none_of_the_suite_s_formats():
-    heads = {
-        example["inputs"].split(":")[0] for name in NAMES for example in itertools.islice(sketch.examples(name, "train"), 50)
-    }
-    exercises = list(sketch_text.exercises(1, 3000))
-    assert exercises == list(sketch_text.exercises(1, 3000))
-    assert not {e["inputs"].split(":")[0] for e in exercises} & heads
-    assert not any(f"{head}: " in text for text in sketch_text.text(1, 3000) for head in heads)
+    fields = lambda text: set(re.findall(r"(\w+): ", text))  # noqa: E731
+    formats = {frozenset(fields(next(sketch.examples(name, "train"))["inputs"])) for name in NAMES}
+    shown = [*(e["inputs"] for e in sketch_text.exercises(1, 3000)), *sketch_text.text(1, 3000)]
+    assert not [text for text in shown for format_ in formats if format_ <= fields(text)]
+
+
+def test_pretraining_is_the_same_each_time():
+    assert list(sketch_text.exercises(1, 300)) == list(sketch_text.exercises(1, 300))
+    assert list(sketch_text.text(1, 300)) == list(sketch_text.text(1, 300))
+
+
+def test_pretraining_shows_no_sentence_of_a_test_set():
+    """Whatever leads it in."""
+
+    def plain(text: str) -> str:
+        return " " + " ".join(re.sub(r"[.?|;:]", " . ", f"{text}.").replace(",", " ").split())
+
+    texts = [*sketch_text.text(1, 2000), *(text for e in sketch_text.exercises(1, 4000) for text in e.values())]
+    shown = "".join(map(plain, texts))
+    tests = {s for name in NAMES if name != "word_sense" for e in split(name, "test") for s in re.split(r"[.?:]", e["inputs"])}
+    assert not [sentence for sentence in tests if len(sentence.split()) > 3 and plain(sentence) in shown]
+
+
+def test_half_of_the_ambiguous_sentences_are_never_explained():
+    explained = " ".join(e["inputs"] for e in sketch_text.exercises(1, 20_000) if e["inputs"].startswith("what is the "))
+    for word, phrases in [(word, phrases) for word, senses in SENSES.items() for phrases in senses.values()]:
+        for n, phrase in enumerate(phrases):
+            found = re.search(rf"what is the {word} here\? {phrase.format(n='[a-z]+')}\.", explained)
+            assert bool(found) == (n < sketch_text.GLOSSED), phrase
 
 
 def test_paraphrases_are_never_the_same_words_in_the_same_order():
