@@ -145,8 +145,9 @@ def _target_blocks(records: Records) -> list[Block]:
     notes = [
         (
             "A score is the mean of the task's own metrics, 0–100, on examples that were not trained on. ± is one standard "
-            "deviation over seeds (last column: of the seeds' means over targets); a seed chooses the examples, their order and "
-            "the prompt's random start."
+            "deviation over seeds (last column: of the seeds' means over targets); a seed chooses the examples, their order and, "
+            "for prompt tuning, the prompt's random start. MPT and SPoT start from one source training whatever the seed, so "
+            "what another source training would change is not in their ±."
         ),
         "Nothing is selected in few-shot runs: the last step's prompt is scored.",
     ]
@@ -210,7 +211,8 @@ def _source_blocks(records: Records) -> list[Block]:
                 text = ", ".join(f"{source_names[name]} × {count}" for name, count in chosen.most_common())
                 rows.append((_setting_cell(k), Cell(names[task]), Cell(text)))
         caption = (
-            "SPoT's start: the source prompt with the lowest loss on the target's training examples, and how many seeds chose it"
+            "SPoT's start: of the source tasks' prompts, the one with the lowest loss on the target's training examples, before "
+            "training there; and how many seeds chose it"
         )
         blocks.append(Table(caption, ("k", "target", "chosen source"), tuple(rows)))
     return blocks
