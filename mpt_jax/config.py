@@ -55,6 +55,7 @@ class BackboneConfig:
     checkpoint: str  # "embedded:mini", a Hugging Face folder, a run of ours that tuned a model, or "scratch"
     architecture: T5Config
     vocabulary: str = ""  # SentencePiece file; "" takes the one that lies beside the weights
+    mimetic_heads: int = 0  # "scratch" only: heads of each attention that start by attending to equal tokens (`mimetic`)
 
 
 @dataclasses.dataclass(frozen=True)

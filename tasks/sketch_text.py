@@ -251,8 +251,7 @@ def _lexicon() -> list[str]:
 
 def _member(rng: random.Random) -> Exercise:
     """Is a word among others?"""
-    words = rng.sample(_lexicon(), rng.choice((3, 4, 5, 6)))
-    word, rest = words[0], words[1:]
+    word, *rest = rng.sample(_lexicon(), rng.choice((2, 2, 3, 4, 5)))
     agree = rng.random() < 0.5
     if agree:
         rest[rng.randrange(len(rest))] = word
@@ -262,13 +261,36 @@ def _member(rng: random.Random) -> Exercise:
 def _in_both(rng: random.Random) -> Exercise:
     """Which words stand in both lists, or only in the second?"""
     words = rng.sample(_lexicon(), 8)
-    shared, first, second = words[: rng.choice((0, 1, 1, 2))], words[2 : rng.choice((4, 5))], words[5 : rng.choice((7, 8))]
+    shared, first, second = words[: rng.choice((0, 1, 1, 2))], words[2 : rng.choice((2, 3, 4))], words[5 : rng.choice((6, 7))]
     one, two = shared + first, shared + second
     rng.shuffle(one)
     rng.shuffle(two)
     wanted = rng.choice(("in both", "only in the second"))
     answer = [word for word in two if (word in one) == (wanted == "in both")]
     return f"{wanted} : {' '.join(one)} | {' '.join(two)}", " ".join(answer) or "nothing"
+
+
+def _recall(rng: random.Random) -> Exercise:
+    """Pairs of words, and then the partners of some of them; the answer may repeat what is asked."""
+    words = rng.sample(_lexicon(), 2 * rng.choice((2, 3, 4, 5)))
+    pairs = list(zip(words[::2], words[1::2], strict=True))
+    asked = rng.sample(pairs, rng.randint(1, len(pairs)))
+    table, keys = " ; ".join(f"{key} {value}" for key, value in pairs), " ".join(key for key, _ in asked)
+    if rng.random() < 0.5:
+        return f"pairs : {keys} | {table}", " ; ".join(f"{key} {value}" for key, value in asked)
+    return f"partners : {keys} | {table}", " ".join(value for _, value in asked)
+
+
+def _mark(rng: random.Random) -> Exercise:
+    """For each word of a list whether it stands in another; the answer may repeat the words."""
+    words = rng.sample(_lexicon(), 8)
+    one, two = words[: rng.choice((1, 2, 3, 4))], words[4 : rng.choice((5, 6, 7, 8))]
+    two += [word for word in one if rng.random() < 0.5]
+    rng.shuffle(two)
+    marks = ["yes" if word in two else "no" for word in one]
+    if rng.random() < 0.5:
+        return f"mark : {' '.join(one)} | {' '.join(two)}", " ; ".join(f"{w} {m}" for w, m in zip(one, marks, strict=True))
+    return f"marks : {' '.join(one)} | {' '.join(two)}", " ".join(marks)
 
 
 def _describe(rng: random.Random, event: world.Event, how: str) -> str:
@@ -448,17 +470,17 @@ Kinds = tuple[tuple[Callable[[random.Random], Exercise], int], ...]  # with thei
 # Three lessons, each learned after the one before; mixed from the start, hardly any of it is learned.
 LESSONS: tuple[Kinds, ...] = (
     (  # to copy and to look up
-        (_parse, 3), (_tell, 2), (_reword, 3), (_roles, 1), (_question, 2), (_lookup, 4), (_in_both, 3), (_word, 1), (_turn, 1),
-        (_gloss, 1),
+        (_parse, 3), (_tell, 2), (_reword, 3), (_roles, 1), (_question, 2), (_lookup, 3), (_word, 1), (_turn, 1), (_gloss, 1),
+        (_recall, 6), (_mark, 4), (_in_both, 2),
     ),
     (  # to compare, saying what is found
-        (_parse, 1), (_tell, 1), (_reword, 2), (_roles, 1), (_question, 1), (_lookup, 3), (_in_both, 3), (_word, 2), (_turn, 1),
-        (_gloss, 1), (_member, 1), (_word_pair, 2), (_praised, 3), (_difference, 5), (_compare, 8),
+        (_parse, 1), (_reword, 1), (_roles, 1), (_lookup, 4), (_recall, 4), (_mark, 4), (_in_both, 3), (_member, 3),
+        (_difference, 4), (_compare, 5),
     ),
     (  # to judge
-        (_parse, 1), (_tell, 1), (_reword, 2), (_roles, 1), (_question, 2), (_lookup, 4), (_in_both, 1), (_word, 1), (_turn, 1),
-        (_gloss, 1), (_member, 1), (_word_pair, 1), (_praised, 3), (_difference, 2), (_compare, 5), (_same_event, 6), (_check, 8),
-        (_among_events, 6),
+        (_parse, 1), (_tell, 1), (_reword, 2), (_roles, 1), (_question, 2), (_lookup, 4), (_recall, 1), (_mark, 1), (_in_both, 1),
+        (_word, 1), (_turn, 1), (_gloss, 1), (_member, 1), (_word_pair, 1), (_praised, 3), (_difference, 2), (_compare, 5),
+        (_same_event, 6), (_check, 8), (_among_events, 6),
     ),
 )  # fmt: skip
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from mpt_jax.config import T5Config
+from mpt_jax.errors import UserError
 from mpt_jax.models import T5, Cache, Decoded, Encoded, count_parameters, init_params, logical_axes, param_shapes, start_cache
 from mpt_jax.models.layers import Dropout, relative_buckets
+from mpt_jax.models.t5 import mimetic
 from mpt_jax.trees import flatten
 
 V1_1 = T5Config(vocab_size=41, d_model=16, d_kv=4, num_heads=3, d_ff=24, num_encoder_layers=2, num_decoder_layers=3)
@@ -98,6 +100,24 @@ def test_initial_values_are_t5x_s() -> None:
     layers = params["encoder/layers/attention/key/kernel"]
     assert not np.allclose(layers[0], layers[1])  # each layer draws its own
     assert (params["encoder/layers/pre_mlp_layer_norm/scale"] == 1).all()
+
+
+def test_mimetic_heads_attend_to_equal_tokens_and_the_others_stay_random() -> None:
+    config = dataclasses.replace(V1_1, d_model=64, d_kv=16, num_heads=4)
+    plain = init_params(config, jax.random.key(0))
+    params = mimetic(plain, config, 2)
+    x = jax.random.normal(jax.random.key(1), (50, config.d_model))  # as RMSNorm leaves 50 different tokens
+    for stack, name in (("encoder", "attention"), ("decoder", "self_attention"), ("decoder", "encoder_decoder_attention")):
+        attention = params[stack]["layers"][name]
+        query, key = (
+            jnp.dot(x, attention[part]["kernel"][0]).reshape(50, config.num_heads, config.d_kv) for part in ("query", "key")
+        )
+        nearest = jnp.einsum("qhk,shk->hqs", query, key).argmax(-1)
+        matched = (np.asarray(nearest) == np.arange(50)).mean(axis=1)
+        assert (matched[:2] > 0.9).all() and (matched[2:] < 0.2).all()
+    jax.tree.map(np.testing.assert_array_equal, mimetic(plain, config, 0), plain)
+    with pytest.raises(UserError, match="mimetic_heads is 5, but an attention has 4 heads"):
+        mimetic(plain, config, 5)
 
 
 @BOTH

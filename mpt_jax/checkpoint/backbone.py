@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.config import BackboneConfig, nearest
 from mpt_jax.errors import UserError
-from mpt_jax.models.t5 import T5, Params, init_params
+from mpt_jax.models.t5 import T5, Params, init_params, mimetic
 from mpt_jax.trees import fingerprint
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -36,7 +36,7 @@ def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None) -> Backbone
         if key is None:
             raise UserError("BackboneConfig.checkpoint='scratch' is for training only; give the folder of a trained model.")
         vocabulary = _vocabulary(cfg, None)
-        params = init_params(dataclasses.replace(config, param_dtype="float32"), key)
+        params = mimetic(init_params(dataclasses.replace(config, param_dtype="float32"), key), config, cfg.mimetic_heads)
     else:
         folder = locate(cfg.checkpoint)
         _check_holds_model(folder)
