@@ -34,14 +34,19 @@ format: $(DEV)
 
 # The embedded T5, from English text in MPT_JAX_CORPUS; hours on two cores, and resumed by the same command.
 MINI := runs/mini
+TRAIN = $(BIN)/python -m mpt_jax train
+# $(call continue,STAGE,FROM,MIXTURE,STEPS): a later stage starts from another one's run.
+continue = $(TRAIN) --gin_file=gin/studies/continue_mini.gin --gin.MODEL_DIR=$(MINI)/$(1) \
+  --gin.INITIAL_CHECKPOINT_PATH=$(MINI)/$(2) --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4)
 mini: $(RUNTIME)
 	@mkdir -p $(MINI)
 	test -f $(MINI)/sentencepiece.model || $(BIN)/python -m tasks.mini_vocabulary $(MINI)/sentencepiece.model
-	$(BIN)/python -m mpt_jax train --gin_file=gin/studies/pretrain_mini.gin \
-	  --gin.MODEL_DIR=$(MINI)/pretrain --gin.VOCABULARY=$(MINI)/sentencepiece.model
-	$(BIN)/python -m mpt_jax train --gin_file=gin/studies/adapt_mini.gin \
-	  --gin.MODEL_DIR=$(MINI)/adapt --gin.INITIAL_CHECKPOINT_PATH=$(MINI)/pretrain
-	$(BIN)/python -m tasks.mini_release $(MINI)/pretrain $(MINI)/adapt mpt_jax/assets/mini
+	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin --gin.MODEL_DIR=$(MINI)/1 --gin.VOCABULARY=$(MINI)/sentencepiece.model
+	$(call continue,2,1,sketch_lesson_2,8000)
+	$(call continue,3,2,sketch_lesson_3,14000)
+	$(call continue,4,3,mini_spans,4000)
+	$(call continue,5,4,mini_prefix,1500)
+	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
 
 install: $(RUNTIME)
 install-dev: $(DEV)

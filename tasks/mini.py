@@ -1,8 +1,8 @@
-"""What the embedded T5, `mini`, is pretrained on.
+"""What the embedded T5, `mini`, is pretrained on, stage by stage (`make mini`).
 
-Two mixtures, for the two stages of its pretraining (`gin/studies/pretrain_mini.gin`, `adapt_mini.gin`): span corruption and then
-prefix language modelling, on English (`$MPT_JAX_CORPUS`) and on running text of the generated suite, and in both the auxiliary
-exercises of `sketch_text.py`. No example of the suite's ten tasks is among it.
+Three lessons of auxiliary exercises (`sketch_text.py`); span corruption and then prefix language modelling, on English
+(`$MPT_JAX_CORPUS`) and on running text of the generated suite, both mixed with the last lesson. No example of the suite's ten
+tasks is among it.
 """
 
 import functools

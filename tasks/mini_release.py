@@ -1,6 +1,6 @@
-"""Packs the two pretraining runs of `mini` into the folder that ships with the package.
+"""Packs the pretraining runs of `mini`, in their order, into the folder that ships with the package.
 
-    python -m tasks.mini_release RUN_OF_PRETRAIN_MINI RUN_OF_ADAPT_MINI mpt_jax/assets/mini
+    python -m tasks.mini_release RUN … LAST_RUN mpt_jax/assets/mini
 
 Writes config.json, model.safetensors, sentencepiece.model and card.json: what mini was trained on, for how long, and how to
 do it again.
@@ -28,11 +28,14 @@ from mpt_jax.progress import read_history
 from tasks import pretrain
 
 SUPERVISED = (
-    "sketch_exercises: records from sentences and back, rewording (passive, synonyms, wider words, the contrary), the meaning "
-    "of words, whether a record agrees with a sentence, which record is about a name, what differs between two sentences, "
-    "who acted on whom, praise into blame, glosses of ambiguous words. No example and no label of a task that mini is "
-    "evaluated on; but the glossed sentences are those that sketch_word_sense makes its pairs of, and the running text says "
-    "what follows from some of the phrases that sketch_commitment tests, and how visitors felt whom sketch_sentiment rates."
+    "sketch_lesson_1 to 3 (tasks/sketch_text.py): recalling the partners of words, marking the words that two lists share, "
+    "records from sentences and back, rewording (passive, synonyms, wider words, the contrary), questions from statements and "
+    "back, the meaning of words, who acted on whom, the record that is about a name, how each field of one sentence stands to "
+    "another's, what differs, whether a record follows from or is the same as a sentence or another record, whether it is among "
+    "told events, what is praised or blamed, glosses of ambiguous words. No sentence of the validation and test sets of the "
+    "suite's tasks, but for those of sketch_word_sense: half of them are glossed, all are told. The running text also says what "
+    "follows from a third of the phrases that sketch_commitment tests, and what visitors did in the end whose like "
+    "sketch_sentiment rates."
 )
 CREDITS = "English Wikipedia (CC BY-SA 4.0, its contributors) and novels in the public domain"
 
@@ -101,4 +104,4 @@ def _sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(release([Path(sys.argv[1]), Path(sys.argv[2])], Path(sys.argv[3])), indent=2))
+    print(json.dumps(release([Path(run) for run in sys.argv[1:-1]], Path(sys.argv[-1])), indent=2))
