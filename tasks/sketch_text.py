@@ -471,7 +471,7 @@ Kinds = tuple[tuple[Callable[[random.Random], Exercise], int], ...]  # with thei
 LESSONS: tuple[Kinds, ...] = (
     (  # to copy and to look up
         (_parse, 3), (_tell, 2), (_reword, 3), (_roles, 1), (_question, 2), (_lookup, 3), (_word, 1), (_turn, 1), (_gloss, 1),
-        (_recall, 6), (_mark, 4), (_in_both, 2),
+        (_recall, 6), (_mark, 4), (_in_both, 2), (_member, 2),
     ),
     (  # to compare, saying what is found
         (_parse, 1), (_reword, 1), (_roles, 1), (_lookup, 4), (_recall, 4), (_mark, 4), (_in_both, 3), (_member, 3),

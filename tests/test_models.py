@@ -12,7 +12,7 @@ import pytest
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.models import T5, Cache, Decoded, Encoded, count_parameters, init_params, logical_axes, param_shapes, start_cache
-from mpt_jax.models.layers import Dropout, relative_buckets
+from mpt_jax.models.layers import Dropout, RelativePositionBias, relative_buckets
 from mpt_jax.models.t5 import mimetic
 from mpt_jax.trees import flatten
 
@@ -102,7 +102,7 @@ def test_initial_values_are_t5x_s() -> None:
     assert (params["encoder/layers/pre_mlp_layer_norm/scale"] == 1).all()
 
 
-def test_mimetic_heads_attend_to_equal_tokens_and_the_others_stay_random() -> None:
+def test_mimetic_heads_attend_to_equal_tokens_and_to_neighbours() -> None:
     config = dataclasses.replace(V1_1, d_model=64, d_kv=16, num_heads=4)
     plain = init_params(config, jax.random.key(0))
     params = mimetic(plain, config, 2)
@@ -116,8 +116,13 @@ def test_mimetic_heads_attend_to_equal_tokens_and_the_others_stay_random() -> No
         matched = (np.asarray(nearest) == np.arange(50)).mean(axis=1)
         assert (matched[:2] > 0.9).all() and (matched[2:] < 0.2).all()
     jax.tree.map(np.testing.assert_array_equal, mimetic(plain, config, 0), plain)
-    with pytest.raises(UserError, match="mimetic_heads is 5, but an attention has 4 heads"):
-        mimetic(plain, config, 5)
+    positions, biases = jnp.arange(9), {"params": params["encoder"]["relpos_bias"]}
+    bias = RelativePositionBias(config, bidirectional=True).apply(biases, positions, positions)
+    assert (bias[0, :2].argmin(-1) == positions[None]).all()  # not itself
+    assert (bias[0, 2].argmax(-1)[1:] == jnp.arange(8)).all() and (bias[0, 3].argmax(-1)[:-1] == jnp.arange(1, 9)).all()
+    for heads in (3, -1):
+        with pytest.raises(UserError, match=f"mimetic_heads is {heads}, but an attention has 4 heads"):
+            mimetic(plain, config, heads)
 
 
 @BOTH

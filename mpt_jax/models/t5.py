@@ -24,6 +24,7 @@ from mpt_jax.models.layers import (
     RelativePositionBias,
     RMSNorm,
     mask_bias,
+    relative_buckets,
     split_heads,
 )
 from mpt_jax.trees import flatten, unflatten
@@ -249,18 +250,25 @@ def init_params(config: T5Config, key: jax.Array) -> Params:
     return jax.jit(lambda key: nn.unbox(_init(config, key)))(key)
 
 
+NOT_ITSELF, NEIGHBOUR = -6.0, 4.0  # position biases against scores that differ by about 6 between equal and other tokens
+
+
 def mimetic(params: Params, config: T5Config, heads: int) -> Params:
-    """Random parameters that compare and copy tokens from the start, after Trockman and Kolter 2023 (arXiv 2305.09828).
+    """Random parameters whose heads look where a trained T5's look, in the spirit of Trockman and Kolter 2023 (arXiv 2305.09828).
 
     The first `heads` heads of every attention attend to tokens equal to the querying one (their keys' weights are a multiple
-    of their queries'), what the decoder reads from the encoder it writes as it is (out = valueᵀ), and untied logits start as
-    the embedding's. Small T5s learn to look up one word by another tens of times sooner so; no weight is tied by it.
+    of their queries'), in the encoder not to itself; the encoder's next two heads attend to the token before and the token
+    after. What the decoder reads from the encoder it writes as it is (out = valueᵀ), and untied logits start as the
+    embedding's. Nothing stays tied. A T5 from scratch learns to look words up and to compare them tens of times sooner so.
 
     Raises:
-        UserError: an attention has fewer heads.
+        UserError: an attention has too few heads.
     """
-    if not 0 <= heads <= config.num_heads:
-        raise UserError(f"BackboneConfig.mimetic_heads is {heads}, but an attention has {config.num_heads} heads.")
+    if heads and not 0 < heads <= config.num_heads - 2:
+        raise UserError(
+            f"BackboneConfig.mimetic_heads is {heads}, but an attention has {config.num_heads} heads, of which two look at "
+            f"neighbours; choose 1 to {config.num_heads - 2}, or 0."
+        )
     if not heads:
         return params
     flat, width = flatten(params), heads * config.d_kv
@@ -273,6 +281,12 @@ def mimetic(params: Params, config: T5Config, heads: int) -> Params:
             flat[path] = flat[path.replace("/out/", "/value/")].swapaxes(-1, -2)
         elif path == "decoder/logits_dense/kernel":
             flat[path] = flat["token_embedder/embedding"].T / config.d_model**0.5
+        elif path == "encoder/relpos_bias/rel_embedding":  # [H, buckets]
+            itself, before, after = relative_buckets(
+                jnp.asarray([0, -1, 1]), True, config.relpos_buckets, config.relpos_max_distance
+            )
+            biases = kernel.at[:heads, itself].set(NOT_ITSELF)
+            flat[path] = biases.at[heads, before].set(NEIGHBOUR).at[heads + 1, after].set(NEIGHBOUR)
     return unflatten(flat)
 
 
