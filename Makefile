@@ -44,8 +44,8 @@ mini: $(RUNTIME)
 	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin --gin.MODEL_DIR=$(MINI)/1 --gin.VOCABULARY=$(MINI)/sentencepiece.model
 	$(call continue,2,1,sketch_lesson_2,5000)
 	$(call continue,3,2,sketch_lesson_3,11000)
-	$(call continue,4,3,mini_spans,2500)
-	$(call continue,5,4,mini_prefix,1000)
+	$(call continue,4,3,mini_spans,1500)
+	$(call continue,5,4,mini_prefix,700)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
 
 install: $(RUNTIME)
