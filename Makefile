@@ -32,7 +32,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The embedded T5, from English text in MPT_JAX_CORPUS; hours on two cores, and resumed by the same command.
+# The embedded T5, from English text in MPT_JAX_CORPUS; within an hour on two cores, and resumed by the same command.
 MINI := runs/mini
 TRAIN = $(BIN)/python -m mpt_jax train
 # $(call continue,STAGE,FROM,MIXTURE,STEPS): a later stage starts from another one's run.

@@ -22,7 +22,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import logical_axes
 from mpt_jax.partitioning import make_mesh, replicated, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
-from mpt_jax.prompts.files import FILE_NAME, check_prompts, load_prompts
+from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
 
 Tree = Any
@@ -167,8 +167,8 @@ def load_teachers(path: str, tasks: Sequence[str], backbone: Backbone) -> np.nda
 def match_tasks(tasks: Sequence[str], meta: dict[str, Any], source: str) -> list[int]:
     """For each task the number of its prompt in a file, `meta` being that of `load_prompts`.
 
-    A file with just these tasks, in this order, gives its prompts one by one. Else, of several prompts of a task the one with
-    the best score is taken, the first where there are none (as PATH#TASK does). A file with a single prompt serves every task;
+    A file with just these tasks, in this order, gives its prompts one by one. Else each task gets its
+    `best_stream`, as PATH#TASK does. A file with a single prompt serves every task;
     whether there is such a task is for the caller to check.
 
     Raises:
@@ -179,16 +179,14 @@ def match_tasks(tasks: Sequence[str], meta: dict[str, Any], source: str) -> list
         return list(range(len(tasks)))
     if len(available) == 1:
         return [0] * len(tasks)
-    best: dict[str, tuple[float, int]] = {}
-    for number, (task, group) in enumerate(zip(available, meta["groups"], strict=True)):
-        score = meta["scores"][group]
-        score = -np.inf if score is None else score
-        if task not in best or score > best[task][0]:
-            best[task] = score, number
+    numbers = []
     for task in tasks:
-        if task not in best:
-            raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(best)}.{nearest(task, best)}")
-    return [best[task][1] for task in tasks]
+        number = best_stream(meta, task)
+        if number is None:
+            names = dict.fromkeys(available)
+            raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(names)}.{nearest(task, names)}")
+        numbers.append(number)
+    return numbers
 
 
 class Trained(NamedTuple):

@@ -104,18 +104,23 @@ def load_prompts(path: str | Path) -> tuple[Arrays, Meta]:
 
 
 def choose_task(params: Arrays, meta: Meta, task: str) -> tuple[Arrays, Meta]:
-    """The bank of one stream: the one of `task`, with the best score when several seeds of it were trained."""
-    streams = [index for index, name in enumerate(meta["tasks"]) if name == task]
-    if not streams:
+    """The bank of one stream: the `best_stream` of `task`."""
+    stream = best_stream(meta, task)
+    if stream is None:
         names = sorted(set(meta["tasks"]))
         raise UserError(f"{meta['path']} has no prompt for '{task}'; it has {', '.join(names)}.{nearest(task, names)}")
-    scores = [meta["scores"][meta["groups"][index]] for index in streams]
-    stream = max(zip(streams, scores, strict=True), key=lambda pair: -np.inf if pair[1] is None else pair[1])[0]
     group = meta["groups"][stream]
     index = {"stream": stream, "group": group}
     chosen = {name: value[index[bank_axis(name)]][None] for name, value in params.items()}
     picked = {"tasks": [task], "groups": [0], "seeds": [meta["seeds"][group]], "scores": [meta["scores"][group]]}
     return chosen, meta | picked
+
+
+def best_stream(meta: Meta, task: str) -> int | None:
+    """Of the streams of `task` that with the best score, the first where there are no scores; None where there is no stream."""
+    streams = [index for index, name in enumerate(meta["tasks"]) if name == task]
+    scores = {index: meta["scores"][meta["groups"][index]] for index in streams}
+    return max(streams, key=lambda index: -np.inf if scores[index] is None else scores[index], default=None)
 
 
 def check_prompts(meta: Meta, *, d_model: int, backbone: str = "", length: int = 0, max_length: int = 0) -> None:
