@@ -115,6 +115,11 @@ def make_optimizer(
             "leaves": trees.unflatten(states),
         }
 
+    def one(grad: jax.Array, old: Any, param: jax.Array, moves: jax.Array, rate: jax.Array) -> tuple[jax.Array, Any]:
+        updates, new = transformation(cfg, rate).update(grad, old, param)
+        moved = optax.apply_updates(param, updates)
+        return jax.tree.map(lambda after, before: jnp.where(moves, after, before), (moved, new), (param, old))
+
     def update(grads: Any, state: Any, params: Any, present: jax.Array) -> tuple[Any, Any]:
         flat_params, flat_states = trees.flatten(params), trees.flatten(state["leaves"])
         rates = learning_rates(cfg.rules, list(flat_params))
@@ -124,20 +129,13 @@ def make_optimizer(
         if cfg.clip_norm > 0:
             flat_grads = _clip(flat_grads, present, group_present, group_of, cfg.clip_norm)
         by_group = schedule(cfg, state["clock"], total_steps)
-        by_step = schedule(cfg, state["step"], total_steps)
-
-        def one(grad: jax.Array, old: Any, param: jax.Array, moves: jax.Array, rate: jax.Array) -> tuple[jax.Array, Any]:
-            updates, new = transformation(cfg, rate).update(grad, old, param)
-            moved = optax.apply_updates(param, updates)
-            return jax.tree.map(lambda after, before: jnp.where(moves, after, before), (moved, new), (param, old))
-
+        moving = {  # which entries take the step, and the factor on their learning rate
+            "stream": (present, by_group[group_of]),
+            "group": (group_present, by_group),
+            "backbone": (jnp.asarray(True), schedule(cfg, state["step"], total_steps)),
+        }
         for path, grad in flat_grads.items():
-            if path.startswith(BACKBONE):
-                moves, factor = jnp.asarray(True), by_step
-            elif bank_axis(path) == "stream":
-                moves, factor = present, by_group[group_of]
-            else:
-                moves, factor = group_present, by_group
+            moves, factor = moving[_owner(path)]
             axes = (0, 0, 0) + ((None, None) if path.startswith(BACKBONE) else (0, 0))
             step = jax.vmap(one, in_axes=axes) if _is_stacked(path) else one
             flat_params[path], flat_states[path] = step(grad, flat_states[path], flat_params[path], moves, factor * rates[path])
@@ -149,6 +147,11 @@ def make_optimizer(
         return trees.unflatten(flat_params), new_state
 
     return Optimizer(init, update)
+
+
+def _owner(path: str) -> str:
+    """What an entry of the leaf belongs to: a "stream", a "group" or the "backbone"."""
+    return "backbone" if path.startswith(BACKBONE) else bank_axis(path)
 
 
 def _is_stacked(path: str) -> bool:
