@@ -11,6 +11,7 @@ full-length examples, a new cut with new noise each epoch, everything from fixed
 import functools
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -217,28 +218,33 @@ def corpus_files() -> list[Path]:
 
 
 def documents(files: Iterable[Path]) -> Iterator[str]:
-    """Documents of the files, in order: non-blank lines joined by newlines."""
+    """Documents of the files, in order: non-blank lines joined by newlines. UserError names a file that cannot be read."""
     for path in files:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            lines: list[str] = []
-            for line in file:
-                if line.strip():
-                    lines.append(line.strip())
-                elif lines:
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+                lines: list[str] = []
+                for line in file:
+                    if line.strip():
+                        lines.append(line.strip())
+                    elif lines:
+                        yield "\n".join(lines)
+                        lines = []
+                if lines:
                     yield "\n".join(lines)
-                    lines = []
-            if lines:
-                yield "\n".join(lines)
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise UserError(f"{path} cannot be read as UTF-8 text ({error}); restore or remove it.") from None
 
 
 def _corpus_dataset(split: str) -> tf.data.Dataset:
-    def rows() -> Iterator[dict[str, str]]:
-        for number, text in enumerate(documents(files)):
-            if (number % VALIDATION_EVERY == VALIDATION_EVERY - 1) == (split == "validation"):
-                yield {"text": text}
-
-    files = corpus_files()
-    return tf.data.Dataset.from_generator(rows, output_signature={"text": tf.TensorSpec((), tf.string)})
+    # Read here, not in the generator, where TensorFlow would turn a UserError into one of its own.
+    texts = [
+        text
+        for number, text in enumerate(documents(corpus_files()))
+        if (number % VALIDATION_EVERY == VALIDATION_EVERY - 1) == (split == "validation")
+    ]
+    return tf.data.Dataset.from_generator(
+        lambda: ({"text": text} for text in texts), output_signature={"text": tf.TensorSpec((), tf.string)}
+    )
 
 
 def register(

@@ -172,6 +172,15 @@ def test_missing_corpus_is_told(data, vocabulary, monkeypatch, tmp_path):
         open_task(data, "span_corruption", "train", vocabulary)
 
 
+@pytest.mark.parametrize(
+    "name, content", [("b.txt.gz", b"\x1f\x8b\x08 cut"), ("a.txt", b"caf\xe9 in Latin-1\n"), ("c.txt.gz", b"plain")]
+)
+def test_unreadable_text_is_told_by_file(corpus, data, vocabulary, tmp_path, name, content):
+    (tmp_path / "corpus" / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} cannot be read as UTF-8 text"):
+        open_task(data, "span_corruption", "train", vocabulary)
+
+
 def test_rows_become_tensors():
     rows = [
         {"text": "a", "n": 1, "x": 0.5, "words": ["p", "q"], "idx": {"one": 1, "many": []}},
