@@ -35,17 +35,18 @@ format: $(DEV)
 # The embedded T5, from English text in MPT_JAX_CORPUS; within an hour on two cores, and resumed by the same command.
 MINI := runs/mini
 TRAIN = $(BIN)/python -m mpt_jax train
-# $(call continue,STAGE,FROM,MIXTURE,STEPS): a later stage starts from another one's run.
+# $(call continue,STAGE,FROM,MIXTURE,STEPS,RATE,RATE OF POSITION BIASES): a later stage starts from another one's run.
 continue = $(TRAIN) --gin_file=gin/studies/continue_mini.gin --gin.MODEL_DIR=$(MINI)/$(1) \
-  --gin.INITIAL_CHECKPOINT_PATH=$(MINI)/$(2) --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4)
+  --gin.INITIAL_CHECKPOINT_PATH=$(MINI)/$(2) --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4) \
+  --gin.LEARNING_RATE=$(5) --gin.BIAS_LEARNING_RATE=$(6)
 mini: $(RUNTIME)
 	@mkdir -p $(MINI)
 	test -f $(MINI)/sentencepiece.model || $(BIN)/python -m tasks.mini_vocabulary $(MINI)/sentencepiece.model
 	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin --gin.MODEL_DIR=$(MINI)/1 --gin.VOCABULARY=$(MINI)/sentencepiece.model
-	$(call continue,2,1,sketch_lesson_2,5000)
-	$(call continue,3,2,sketch_lesson_3,11000)
-	$(call continue,4,3,mini_spans,1500)
-	$(call continue,5,4,mini_prefix,700)
+	$(call continue,2,1,sketch_lesson_2,5000,1.2e-3,8e-3)
+	$(call continue,3,2,sketch_lesson_3,22000,1.2e-3,4e-3)
+	$(call continue,4,3,mini_spans,1500,5e-4,2e-3)
+	$(call continue,5,4,mini_prefix,700,5e-4,2e-3)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
 
 install: $(RUNTIME)

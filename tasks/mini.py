@@ -1,6 +1,6 @@
 """What the embedded T5, `mini`, is pretrained on, stage by stage (`make mini`).
 
-Three lessons of auxiliary exercises (`sketch_text.py`); span corruption and then prefix language modelling, on English
+Three lessons of auxiliary exercises (`sketch_exercises.py`); span corruption and then prefix language modelling, on English
 (`$MPT_JAX_CORPUS`) and on running text of the generated suite, both mixed with the last lesson. No example of the suite's ten
 tasks is among it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import seqio
 
-from tasks import features, pretrain, sketch_text
+from tasks import features, pretrain, sketch_exercises, sketch_text
 
 ENGLISH_EXAMPLES = 100_000
 SIZES = {"train": 1, "validation": 100}  # the split's part of each generated set is 1/size
@@ -24,7 +24,7 @@ def _texts(split: str, documents: int) -> Iterator[dict[str, str]]:
 
 
 def _exercises(split: str, count: int, lesson: int) -> Iterator[dict[str, str]]:
-    return sketch_text.exercises(200 + SEEDS[split], count // SIZES[split], sketch_text.LESSONS[lesson])
+    return sketch_exercises.exercises(200 + SEEDS[split], count // SIZES[split], sketch_exercises.LESSONS[lesson])
 
 
 _text_source = features.RowsSource(functools.partial(_texts, documents=120_000), SIZES)

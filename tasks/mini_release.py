@@ -28,14 +28,14 @@ from mpt_jax.progress import read_history
 from tasks import pretrain
 
 SUPERVISED = (
-    "sketch_lesson_1 to 3 (tasks/sketch_text.py): recalling the partners of words, marking the words that two lists share, "
-    "records from sentences and back, rewording (passive, synonyms, wider words, the contrary), questions from statements and "
-    "back, the meaning of words, who acted on whom, the record that is about a name, how each field of one sentence stands to "
-    "another's, what differs, whether a record follows from or is the same as a sentence or another record, whether it is among "
-    "told events, what is praised or blamed, glosses of ambiguous words. No sentence of the validation and test sets of the "
-    "suite's tasks, but for those of sketch_word_sense: half of them are glossed, all are told. The running text also says what "
-    "follows from a third of the phrases that sketch_commitment tests, and what visitors did in the end whose like "
-    "sketch_sentiment rates."
+    "sketch_lesson_1 to 3 (tasks/sketch_exercises.py): recalling the partners of words, marking the words that two lists "
+    "share, records from sentences and back, rewording (passive, synonyms, wider words, the contrary), questions from "
+    "statements and back, the meaning of words, who acted on whom, the record that is about a name, what a record leaves "
+    "open, how each field of one sentence stands to another's or a question's, what differs, whether a record follows from "
+    "or is the same as a sentence or another record, whether it is among told events, what is praised or blamed and which "
+    "claim weighs more, glosses of ambiguous words. No sentence of the validation and test sets of the suite's tasks, but "
+    "for those of sketch_word_sense: half of them are glossed, all are told. The running text also says what follows from a "
+    "third of the phrases that sketch_commitment tests, and what visitors did in the end whose like sketch_sentiment rates."
 )
 CREDITS = "English Wikipedia (CC BY-SA 4.0, its contributors) and novels in the public domain"
 

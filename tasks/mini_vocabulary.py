@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from tasks import pretrain, sketch_text
+from tasks import pretrain, sketch_exercises, sketch_text
 
 PIECES = 3996  # + 100 sentinels = 4096
 ENGLISH_CHARACTERS = 8_000_000  # of the corpus
@@ -28,7 +28,7 @@ def train_vocabulary(path: Path) -> None:
             if characters > ENGLISH_CHARACTERS:
                 break
         yield from sketch_text.text(11, 40_000)
-        for exercise in sketch_text.exercises(12, 20_000):
+        for exercise in sketch_exercises.exercises(12, 20_000):
             yield from exercise.values()
 
     sentencepiece.SentencePieceTrainer.train(

@@ -94,7 +94,7 @@ def sentiment(rng: random.Random, label: str) -> Example:
         return f"the {aspect} was {rng.choice(world.ASPECTS[aspect][not favourable])}"
 
     first, second = aspects
-    form = rng.randrange(4)
+    form = rng.randrange(5)
     if form == 0:  # the last word counts
         text = f"{claim(first, not good)} , but {claim(second, good)} ."
     elif form == 1:

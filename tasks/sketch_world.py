@@ -1,7 +1,7 @@
 """The small world of the generated suite: its words, what they mean to one another, its events and their sentences.
 
 Everything is drawn from a `random.Random`, so that a seed fixes it. The tasks that are built on this world are in `sketch.py`,
-the running text and the auxiliary exercises that the embedded T5 is pretrained on in `sketch_text.py`.
+the running text that the embedded T5 is pretrained on in `sketch_text.py`, its exercises in `sketch_exercises.py`.
 """
 
 import dataclasses

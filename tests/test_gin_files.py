@@ -1,13 +1,18 @@
 """Every file of gin/ builds, and takes a step on `mini`."""
 
+import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from mpt_jax import cli, stages
+from mpt_jax import cli, stages, trees
 from mpt_jax.config import Experiment, PipelineConfig, StageConfig, T5Config
 from mpt_jax.gin_bindings import Parsed, parse
-from mpt_jax.models.t5 import count_parameters
+from mpt_jax.models.t5 import count_parameters, param_shapes
+from mpt_jax.optim import make_optimizer
+from mpt_jax.prompts import build_prompt
 from mpt_jax.resolve import REQUIRED, Macro
 from mpt_jax.train import run_training
 
@@ -21,6 +26,8 @@ STAND_INS = {
     "TEACHER_PROMPTS_PATH": "some_prompts.safetensors",
     "MODEL_DIR": "runs/test",
     "TRAIN_STEPS": "1",
+    "LEARNING_RATE": "1e-3",
+    "BIAS_LEARNING_RATE": "1e-2",
     "VOCABULARY": "sentencepiece.model",
 }
 # What makes a step small, whatever the file says.
@@ -126,3 +133,20 @@ def test_every_study_takes_a_step_on_mini(file, tmp_path):
         experiment = build(file, *small, "TRAIN_STEPS=1", "MIXTURE_OR_TASK_NAME=tiny").experiment()
     result = run_training(experiment)
     assert result.prompts_path.exists()
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if build(file).root is PipelineConfig])
+def test_every_stage_s_rules_fit_what_it_trains(file):
+    """Each learning rate of a study belongs to a parameter, and each parameter has one."""
+    for stage in stages.plan(build(file).pipeline()):
+        experiment, groups = stage.experiment, tuple(stream.group for stream in stage.experiment.data.streams)
+        architecture = experiment.backbone.architecture
+        if stage.method == "model_tuning":
+            shapes = {"backbone": param_shapes(architecture)}
+        else:
+            x, mask = jnp.zeros((1, 2, architecture.d_model)), jnp.ones((1, 2))
+            module = build_prompt(experiment.prompt, groups, architecture.d_model)
+            shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(1, int), x, mask)["params"]
+        make_optimizer(experiment.optimizer, experiment.train.steps, groups, shapes)
+        for pattern, _ in experiment.optimizer.rules:
+            assert any(re.fullmatch(pattern, path) for path in trees.flatten(shapes)), (stage.title, pattern)

@@ -12,7 +12,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from tasks import sketch, sketch_text
+from tasks import sketch, sketch_exercises, sketch_text
 from tasks import sketch_world as world
 from tasks.sketch_senses import SENSES
 
@@ -105,12 +105,12 @@ def test_verbs_refer_to_one_another():
 def test_pretraining_holds_none_of_the_suite_s_formats():
     fields = lambda text: set(re.findall(r"(\w+): ", text))  # noqa: E731
     formats = {frozenset(fields(next(sketch.examples(name, "train"))["inputs"])) for name in NAMES}
-    shown = [*(e["inputs"] for e in sketch_text.exercises(1, 3000)), *sketch_text.text(1, 3000)]
+    shown = [*(e["inputs"] for e in sketch_exercises.exercises(1, 3000)), *sketch_text.text(1, 3000)]
     assert not [text for text in shown for format_ in formats if format_ <= fields(text)]
 
 
 def test_pretraining_is_the_same_each_time():
-    assert list(sketch_text.exercises(1, 300)) == list(sketch_text.exercises(1, 300))
+    assert list(sketch_exercises.exercises(1, 300)) == list(sketch_exercises.exercises(1, 300))
     assert list(sketch_text.text(1, 300)) == list(sketch_text.text(1, 300))
 
 
@@ -120,14 +120,14 @@ def test_pretraining_shows_no_sentence_of_a_test_set():
     def plain(text: str) -> str:
         return " " + " ".join(re.sub(r"[.?|;:]", " . ", f"{text}.").replace(",", " ").split())
 
-    texts = [*sketch_text.text(1, 2000), *(text for e in sketch_text.exercises(1, 4000) for text in e.values())]
+    texts = [*sketch_text.text(1, 2000), *(text for e in sketch_exercises.exercises(1, 4000) for text in e.values())]
     shown = "".join(map(plain, texts))
     tests = {s for name in NAMES if name != "word_sense" for e in split(name, "test") for s in re.split(r"[.?:]", e["inputs"])}
     assert not [sentence for sentence in tests if len(sentence.split()) > 3 and plain(sentence) in shown]
 
 
 def test_half_of_the_ambiguous_sentences_are_never_explained():
-    explained = " ".join(e["inputs"] for e in sketch_text.exercises(1, 20_000) if e["inputs"].startswith("what is the "))
+    explained = " ".join(e["inputs"] for e in sketch_exercises.exercises(1, 20_000) if e["inputs"].startswith("what is the "))
     for word, phrases in [(word, phrases) for word, senses in SENSES.items() for phrases in senses.values()]:
         for n, phrase in enumerate(phrases):
             found = re.search(rf"what is the {word} here\? {phrase.format(n='[a-z]+')}\.", explained)
