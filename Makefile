@@ -44,7 +44,7 @@ mini: $(RUNTIME)
 	test -f $(MINI)/sentencepiece.model || $(BIN)/python -m tasks.mini_vocabulary $(MINI)/sentencepiece.model
 	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin --gin.MODEL_DIR=$(MINI)/1 --gin.VOCABULARY=$(MINI)/sentencepiece.model
 	$(call continue,2,1,sketch_lesson_2,5000,1.2e-3,8e-3)
-	$(call continue,3,2,sketch_lesson_3,22000,1.2e-3,4e-3)
+	$(call continue,3,2,sketch_lesson_3,16000,1.2e-3,4e-3)
 	$(call continue,4,3,mini_spans,1500,5e-4,2e-3)
 	$(call continue,5,4,mini_prefix,700,5e-4,2e-3)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini

@@ -35,7 +35,7 @@ from mpt_jax.evaluate import evaluate, main_score
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
-from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
+from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
 from mpt_jax.studies import results
 from mpt_jax.studies.report import findings, write_report
@@ -177,14 +177,13 @@ def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]
 def spot_starts(lab: Lab, stage: Stage) -> list[dict[str, Any]]:
     """Chooses each run's source prompt and writes the bank to start from; what an earlier call has chosen is read back."""
     path = stage.folder / START_FILE
-    teachers = _folder_of(lab.cfg, "teachers") / FILE_NAME
     made_for = {
         "tasks": [run.task for run in stage.runs],
         "seeds": [run.seed for run in stage.runs],
-        "teachers": fingerprint.file_state(str(teachers))[2],
+        "teachers": fingerprint.file_state(stage.start)[2],
     }
     if not path.exists():
-        params, meta = load_prompts(teachers)
+        params, meta = load_prompts(stage.start)
         prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
         choices = choose_sources(stage.experiment, lab.backbone, lab.vocabulary, prompts, meta["tasks"])
         chosen = {"prompt": prompts[[meta["tasks"].index(choice.source) for choice in choices]]}
@@ -292,6 +291,8 @@ class Clock:
         number = self.titles.index(stage.title) + 1
         self.label = f"[{number}/{len(self.titles)}]"
         single = f" ({stage.runs[0].task}, seed {stage.runs[0].seed})" if stage.method == "model_tuning" else ""
+        if stage.kind in ("teachers", "source") and stage.runs[0].seed:
+            single = f" (seed {stage.runs[0].seed})"
         size = f"{len(stage.runs)} runs, " if len(stage.runs) > 1 else ""
         left = self.estimate()
         to_go = f"about {_duration(left)} to go" if left else "time to go not known yet"
@@ -327,10 +328,6 @@ def _duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-
-
-def _folder_of(cfg: PipelineConfig, kind: str) -> Path:
-    return next(stage.folder for stage in plan(cfg) if stage.kind == kind)
 
 
 def _drop_weights(cfg: PipelineConfig, stage: Stage) -> None:

@@ -2,9 +2,10 @@
 
 teachers    one bank: a plain prompt for each source task
 source      MPT's shared prompt and every source's u, v, distilled from the teachers
+            (these two for each of `source_seeds`)
 few_shot    for each k and method: a bank with one prompt for each target and seed
 full        the same on all examples
-(model tuning: one run for each target and seed, because it trains a whole model)
+(model tuning: one run for each target and seed, because it trains a whole model; MPT and SPoT: a bank for each source training)
 """
 
 import dataclasses
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 from mpt_jax.checkpoint.folder import FREE, differences
 from mpt_jax.config import (
     Experiment,
-    LossConfig,
     OptimizerConfig,
     PipelineConfig,
     PromptConfig,
@@ -32,8 +32,8 @@ from mpt_jax.studies.results import METHODS, run_id
 
 RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
 START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
-# The pipeline compares fingerprints of backbone and data with those of its results, and plans itself where prompts start.
-FREE_IN_A_STUDY = FREE | {"backbone.checkpoint", "backbone.vocabulary", "prompt.init_file"}
+# The pipeline compares fingerprints of backbone and data with those of its results.
+FREE_IN_A_STUDY = FREE | {"backbone.checkpoint", "backbone.vocabulary"}
 
 
 class Run(NamedTuple):
@@ -52,6 +52,7 @@ class Stage:
     k: int  # 0 = all examples
     runs: tuple[Run, ...]
     experiment: Experiment
+    start: str = ""  # the prompt file of the source training that MPT's and SPoT's runs start from
 
     @property
     def title(self) -> str:
@@ -96,19 +97,21 @@ def plan(cfg: PipelineConfig) -> list[Stage]:
     """
     check(cfg)
     stages = []
-    if _needs_teachers(cfg):
-        stages.append(_teachers(cfg))
-    if _needs_source(cfg):
-        stages.append(_source(cfg))
+    for seed in cfg.source_seeds:
+        if _needs_teachers(cfg):
+            stages.append(_teachers(cfg, seed))
+        if _needs_source(cfg):
+            stages.append(_source(cfg, seed))
     for k in sorted(cfg.k_shots, key=lambda k: (k == 0, k)):
         seeds = cfg.seeds if k else cfg.full_seeds
         runs = tuple(Run(task, seed) for task in cfg.targets for seed in seeds)
         methods = cfg.few_shot if k else cfg.full_data
         for method in (name for name in METHODS if name in methods):
-            size = 1 if method == "model_tuning" else cfg.bank_size or len(runs)
-            for begin in range(0, len(runs), size):
-                part = runs[begin : begin + size]
-                suffix = _part_name(method, part, begin // size) if method == "model_tuning" or len(part) < len(runs) else ""
+            parts = _parts(cfg, method, k, runs)
+            for number, part in enumerate(parts, start=1):
+                suffix = f"-part{number}" if len(parts) > 1 else ""
+                if method == "model_tuning":
+                    suffix = f"-{part[0].task}-seed{part[0].seed}"
                 stages.append(target_stage(cfg, method, k, part, suffix))
     for stage in stages:
         stage.experiment.validate()
@@ -127,20 +130,21 @@ def target_stage(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]
     if k and method == "model_tuning":
         periods["checkpoint_period"] = 0
     experiment = _experiment(base, settings, folder, streams, "bank", **periods)
-    experiment = dataclasses.replace(experiment, prompt=target_prompt(cfg, method, folder))
+    start = _start_of(cfg, method, k, runs)
+    experiment = dataclasses.replace(experiment, prompt=target_prompt(cfg, method, folder, start))
     if method == "model_tuning":
         # A frozen backbone may be in bfloat16, but trained weights may not: it would swallow small steps.
         architecture = dataclasses.replace(experiment.backbone.architecture, param_dtype="float32")
         backbone = dataclasses.replace(experiment.backbone, architecture=architecture)
         experiment = dataclasses.replace(experiment, backbone=backbone, optimizer=tuning_optimizer(experiment.optimizer))
-    return Stage(kind, method, k, runs, experiment)
+    return Stage(kind, method, k, runs, experiment, start)
 
 
-def target_prompt(cfg: PipelineConfig, method: str, folder: str) -> PromptConfig:
+def target_prompt(cfg: PipelineConfig, method: str, folder: str, start: str) -> PromptConfig:
     """How a method's prompt starts on a target task. Prompt tuning starts as `base.prompt` says."""
     prompt = cfg.base.prompt
     if method == "mpt":
-        return dataclasses.replace(prompt, method="mpt", init="file", init_file=f"{_folder(cfg, 'source')}/{FILE_NAME}")
+        return dataclasses.replace(prompt, method="mpt", init="file", init_file=start)
     if method == "spot":
         return dataclasses.replace(prompt, method="plain", init="file", init_file=f"{folder}/{START_FILE}#*")
     return dataclasses.replace(prompt, method="plain" if method == "prompt_tuning" else "none")
@@ -154,8 +158,12 @@ def tuning_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
 
 
 def run_config(stage: Stage, n: int, model_dir: str) -> dict[str, Any]:
-    """The configuration of run n as a result records it: as if it had been trained alone, paths relative to MODEL_DIR."""
+    """The configuration of run n as a result records it: as if it had been trained alone, paths relative to MODEL_DIR.
+
+    SPoT's `prompt.init_file` is the source prompts that its start is chosen from.
+    """
     config: dict[str, Any] = json.loads(json.dumps(to_dict(stage.experiment)))
+    config["prompt"]["init_file"] = stage.start or config["prompt"]["init_file"]
     config["data"]["batch_size"] = stage.batch_per_run
     if stage.kind != "source":
         stream = config["data"]["streams"][n]
@@ -189,7 +197,7 @@ def remaining(cfg: PipelineConfig, stages: Sequence[Stage], done: set[str]) -> l
 
 def check(cfg: PipelineConfig) -> None:
     """UserError for a study that cannot be planned."""
-    for field in ("sources", "targets", "seeds", "full_seeds", "k_shots"):
+    for field in ("sources", "targets", "seeds", "full_seeds", "source_seeds", "k_shots"):
         values = getattr(cfg, field)
         if len(set(values)) < len(values) or not values:
             raise UserError(f"PipelineConfig.{field} must list different values, at least one, not {values}.")
@@ -214,27 +222,54 @@ def check(cfg: PipelineConfig) -> None:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
 
 
-def _teachers(cfg: PipelineConfig) -> Stage:
-    streams = tuple(StreamConfig(task, group, 0, cfg.base.data.seed) for group, task in enumerate(cfg.sources))
-    base = dataclasses.replace(
+def _teachers(cfg: PipelineConfig, seed: int) -> Stage:
+    base = _source_base(cfg, seed, "plain", teachers="")
+    streams = tuple(StreamConfig(task, group, 0, base.data.seed) for group, task in enumerate(cfg.sources))
+    experiment = _experiment(base, cfg.teacher, _source_folder(cfg, "teachers", seed), streams, "bank")
+    return Stage("teachers", "prompt_tuning", 0, _source_runs(cfg, base), experiment)
+
+
+def _source(cfg: PipelineConfig, seed: int) -> Stage:
+    base = _source_base(cfg, seed, "mpt", teachers=_source_folder(cfg, "teachers", seed) if cfg.distill else "")
+    streams = tuple(StreamConfig(task, 0, 0, base.data.seed) for task in cfg.sources)
+    experiment = _experiment(base, cfg.source, _source_folder(cfg, "source", seed), streams, "mpt")
+    return Stage("source", "mpt", 0, _source_runs(cfg, base), experiment)
+
+
+def _source_base(cfg: PipelineConfig, seed: int, method: str, teachers: str) -> Experiment:
+    """What the source training of one of `source_seeds` starts from; the seeds count from RANDOM_SEED."""
+    return dataclasses.replace(
         cfg.base,
-        prompt=dataclasses.replace(cfg.base.prompt, method="plain"),
-        loss=dataclasses.replace(cfg.base.loss, teachers=""),
+        data=dataclasses.replace(cfg.base.data, seed=cfg.base.data.seed + seed),
+        prompt=dataclasses.replace(cfg.base.prompt, method=method),
+        loss=dataclasses.replace(cfg.base.loss, teachers=teachers),
     )
-    experiment = _experiment(base, cfg.teacher, _folder(cfg, "teachers"), streams, "bank")
-    return Stage("teachers", "prompt_tuning", 0, _source_runs(cfg), experiment)
 
 
-def _source(cfg: PipelineConfig) -> Stage:
-    streams = tuple(StreamConfig(task, 0, 0, cfg.base.data.seed) for task in cfg.sources)
-    loss: LossConfig = dataclasses.replace(cfg.base.loss, teachers=_folder(cfg, "teachers") if cfg.distill else "")
-    base = dataclasses.replace(cfg.base, prompt=dataclasses.replace(cfg.base.prompt, method="mpt"), loss=loss)
-    experiment = _experiment(base, cfg.source, _folder(cfg, "source"), streams, "mpt")
-    return Stage("source", "mpt", 0, _source_runs(cfg), experiment)
+def _source_runs(cfg: PipelineConfig, base: Experiment) -> tuple[Run, ...]:
+    return tuple(Run(task, base.data.seed) for task in cfg.sources)
 
 
-def _source_runs(cfg: PipelineConfig) -> tuple[Run, ...]:
-    return tuple(Run(task, cfg.base.data.seed) for task in cfg.sources)
+def _source_folder(cfg: PipelineConfig, kind: str, seed: int) -> str:
+    return _folder(cfg, f"{kind}-seed{seed}" if seed else kind)
+
+
+def _parts(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]) -> list[tuple[Run, ...]]:
+    """The banks that the runs are trained in: of one source training each, and of at most `bank_size` runs."""
+    by_start: dict[str, list[Run]] = {}
+    for run in runs:
+        by_start.setdefault(_start_of(cfg, method, k, (run,)), []).append(run)
+    size = 1 if method == "model_tuning" else cfg.bank_size or len(runs)
+    return [tuple(bank[begin : begin + size]) for bank in by_start.values() for begin in range(0, len(bank), size)]
+
+
+def _start_of(cfg: PipelineConfig, method: str, k: int, runs: Sequence[Run]) -> str:
+    """The prompt file of the source training that the runs, of one bank, start from; "" for methods without a source."""
+    if method not in ("mpt", "spot"):
+        return ""
+    number = (cfg.seeds if k else cfg.full_seeds).index(runs[0].seed)
+    seed = cfg.source_seeds[number % len(cfg.source_seeds)]
+    return f"{_source_folder(cfg, 'source' if method == 'mpt' else 'teachers', seed)}/{FILE_NAME}"
 
 
 def _experiment(
@@ -259,10 +294,6 @@ def _needs_source(cfg: PipelineConfig) -> bool:
 def _needs_teachers(cfg: PipelineConfig) -> bool:
     spot = any("spot" in (cfg.few_shot if k else cfg.full_data) for k in cfg.k_shots)
     return spot or (cfg.distill and _needs_source(cfg))
-
-
-def _part_name(method: str, runs: Sequence[Run], number: int) -> str:
-    return f"-{runs[0].task}-seed{runs[0].seed}" if method == "model_tuning" else f"-part{number + 1}"
 
 
 def _digest(runs: Sequence[Run]) -> str:

@@ -32,7 +32,7 @@ pretrain.register("sketch_text_spans", pretrain.span_corruption_pairs, source=_t
 pretrain.register("sketch_text_prefix", pretrain.prefix_lm_pairs, source=_text_source, seed=1)
 pretrain.register("english_spans", pretrain.span_corruption_pairs, max_examples=ENGLISH_EXAMPLES)
 pretrain.register("english_prefix", pretrain.prefix_lm_pairs, max_examples=ENGLISH_EXAMPLES, seed=1)
-for _lesson, _count in enumerate((200_000, 300_000, 900_000)):
+for _lesson, _count in enumerate((200_000, 300_000, 600_000)):
     seqio.TaskRegistry.add(
         f"sketch_lesson_{_lesson + 1}",
         source=features.RowsSource(functools.partial(_exercises, count=_count, lesson=_lesson), SIZES),

@@ -227,10 +227,11 @@ def _fill(rng: random.Random) -> Exercise:
     events = world.passage(rng, rng.choice((1, 2, 2, 3)))
     event = rng.choice(events)
     field = rng.choice([f for f in _filled(event) if f != "adjective"])
-    known = dataclasses.replace(event, **{f: "" for f in ("adjective", "place", "time") if f != field and rng.random() < 0.5})
+    unsaid: dict[str, Any] = {f: "" for f in ("adjective", "place", "time") if f != field and rng.random() < 0.5}
+    known = dataclasses.replace(event, **unsaid)
     if field != "verb" and rng.random() < 0.3:
         known = dataclasses.replace(known, verb=world.VERBS[event.verb].same or event.verb)
-    blank = {field: "?"} | ({"adjective": ""} if field == "object" else {})
+    blank: dict[str, Any] = {field: "?"} | ({"adjective": ""} if field == "object" else {})
     matter = _pair(rng, _record(dataclasses.replace(known, **blank)), " ".join(world.sentence(e, rng) for e in events))
     found = f"{event.adjective} {event.object}".strip() if field == "object" else getattr(event, field)
     return f"fill : {matter}", found
@@ -298,7 +299,7 @@ def _compare_question(rng: random.Random) -> Exercise:
         (event, event, world.synonym(rng, event), world.alter(rng, event), world.alter(rng, event, _filled(event)))
     )
     if field in ("place", "time") and rng.random() < 0.3:
-        other = dataclasses.replace(other, **{field: ""})
+        other = dataclasses.replace(other, place="") if field == "place" else dataclasses.replace(other, time="")
     unsaid = {field, "adjective"} if asked == "what" else {field}
     told = {
         n: _relation(f, event, other) for f, n in FIELDS.items() if f not in unsaid and (getattr(event, f) or getattr(other, f))

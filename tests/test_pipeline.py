@@ -17,6 +17,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined
 from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
+from mpt_jax.stages import Run
 from mpt_jax.studies import results
 from mpt_jax.studies.report import write_report
 from tasks import sketch
@@ -110,6 +111,43 @@ def test_bank_size_splits_a_stage():
     assert stages.run_config(plan[1], 0, "f") | {"train": 0} == stages.run_config(whole, 3, "f") | {"train": 0}
 
 
+def test_target_seeds_start_from_the_source_trainings_in_turn():
+    cfg = study.pipeline(Path("f"), **FEW, seeds=(0, 1, 2), source_seeds=(0, 5))
+    plan = stages.plan(cfg)
+    sources = [stage for stage in plan if stage.kind in ("teachers", "source")]
+    assert [(stage.kind, stage.folder.name, stage.runs[0].seed) for stage in sources] == [
+        ("teachers", "teachers", 0),
+        ("source", "source", 0),
+        ("teachers", "teachers-seed5", 5),
+        ("source", "source-seed5", 5),
+    ]
+    assert sources[3].experiment.loss.teachers == str(sources[2].folder)
+    assert sources[2].experiment.data != sources[0].experiment.data
+    for method, kind in (("mpt", "source"), ("spot", "teachers")):
+        parts = [stage for stage in plan if stage.kind == "few_shot" and stage.method == method]
+        assert [{run.seed for run in part.runs} for part in parts] == [{0, 2}, {1}]
+        assert [Path(part.start).parent.name for part in parts] == [kind, f"{kind}-seed5"]
+        assert len({part.folder for part in parts}) == 2
+    prompt_tuning = [stage for stage in plan if stage.kind == "few_shot" and stage.method == "prompt_tuning"]
+    assert len(prompt_tuning) == 1 and not prompt_tuning[0].start
+    names = [name for stage in plan for name in stage.run_ids]
+    assert len(names) == len(set(names))
+
+
+def test_results_from_another_source_training_are_refused():
+    cfg = study.pipeline(Path("f"), **FEW)
+    more = dataclasses.replace(cfg, source_seeds=(0, 5))
+    for method in ("mpt", "spot"):
+        one, two = (
+            next(s for s in stages.plan(c) if s.kind == "few_shot" and s.method == method and Run("tiny_mood", 1) in s.runs)
+            for c in (cfg, more)
+        )
+        recorded = stages.run_config(one, one.runs.index(Run("tiny_mood", 1)), "f")
+        planned = stages.run_config(two, two.runs.index(Run("tiny_mood", 1)), "f")
+        with pytest.raises(UserError, match=r"with prompt\.init_file='.*/prompts\.safetensors', but now it is '.*-seed5/"):
+            stages.check_same(recorded, planned, "f", "a run")
+
+
 def test_an_extended_study_has_only_the_new_runs_left():
     cfg = study.pipeline(Path("f"), **FEW)
     done = {name for stage in stages.plan(cfg) for name in stage.run_ids}
@@ -128,6 +166,7 @@ def test_an_extended_study_has_only_the_new_runs_left():
         ({"few_shot": {}}, "few_shot is empty"),
         ({"targets": ("tiny_mood", "tiny_mood")}, "PipelineConfig.targets"),
         ({"seeds": ()}, "PipelineConfig.seeds"),
+        ({"source_seeds": (1, 1)}, "PipelineConfig.source_seeds"),
         ({"k_shots": (-1,)}, "k_shots"),
         ({"sources": ("tiny_mood",)}, "PipelineConfig.sources"),
         ({"bank_size": -1}, "bank_size"),

@@ -87,6 +87,19 @@ def test_tables_hold_the_numbers_and_do_not_hide_a_loss(tmp_path):
     assert "s1 × 3" in markdown  # SPoT's choices
 
 
+def test_several_source_trainings_are_in_the_spread():
+    one = page.to_markdown("t", report.build(study()), "figures")
+    assert "one source training whatever the seed" in one and "themselves (one training)" in one
+    rows = [
+        *study(),
+        record("mpt", "s1", 0, 1, 75.5, stage="source"),
+        record("prompt_tuning", "s1", 0, 1, 83.0, stage="teachers"),
+    ]
+    two = page.to_markdown("t", report.build(rows), "figures")
+    assert "start from 2 source trainings in turn" in two and "themselves (2 trainings with different seeds)" in two
+    assert "| s1 | 82.0 ± 1.4 | 77.5 ± 2.8 | −4.5 |" in two
+
+
 def test_mpt_below_prompt_tuning_is_said():
     rows = study(ks=(4,))
     for row in rows:

@@ -64,7 +64,7 @@ def build(records: Records, curves: Curves | None = None, task_vectors: Mapping[
         "Training loss per target token. Lines are means over a stage's runs, bands reach from the lowest to the highest run."
     )
     blocks += [Heading("Training"), _picture("training_curves", picture, caption, "The runs' folders hold no training curves.")]
-    blocks += [Heading("Task vectors"), _task_vector_block(task_vectors or {})]
+    blocks += [Heading("Task vectors"), _task_vector_block(task_vectors or {}, _source_trainings(records))]
     blocks += [Heading("Cost and settings"), cost_table(records), Text(tuple(_provenance(records)))]
     blocks += [Heading("Every run"), run_table(records)]
     return blocks
@@ -146,8 +146,7 @@ def _target_blocks(records: Records) -> list[Block]:
         (
             "A score is the mean of the task's own metrics, 0–100, on examples that were not trained on. ± is one standard "
             "deviation over seeds (last column: of the seeds' means over targets); a seed chooses the examples, their order and, "
-            "for prompt tuning, the prompt's random start. MPT and SPoT start from one source training whatever the seed, so "
-            "what another source training would change is not in their ±."
+            f"for prompt tuning, the prompt's random start. {_source_note(records)}"
         ),
         "Nothing is selected in few-shot runs: the last step's prompt is scored.",
     ]
@@ -157,6 +156,17 @@ def _target_blocks(records: Records) -> list[Block]:
     if any(record["selection_split"] == record.get("split") for record in full):
         notes.append("There the scored split is also the one that chose the step, so those scores are a little too high.")
     return [*blocks, Text(tuple(notes))]
+
+
+def _source_note(records: Records) -> str:
+    """Whether the spread of MPT and SPoT covers the source training."""
+    count = _source_trainings(records)
+    if count > 1:
+        return f"MPT and SPoT start from {count} source trainings in turn, so their ± covers the source training, too."
+    return (
+        "MPT and SPoT start from one source training whatever the seed, so what another source training would change is not in "
+        "their ± (PipelineConfig.source_seeds)."
+    )
 
 
 def target_table(records: Records) -> Table:
@@ -194,12 +204,14 @@ def _source_blocks(records: Records) -> list[Block]:
         names, rows = figures.task_labels(tasks), []
         for task in tasks:
             teacher, student = (results.select(sources, task=task, stage=stage) for stage in ("teachers", "source"))
-            scores = [_number(found[0]["score"] if found else None) for found in (teacher, student)]
-            gap = _number(student[0]["score"] - teacher[0]["score"], "+.1f") if teacher and student else Cell("–")
+            means = [results.spread(record["score"] for record in found) for found in (teacher, student)]
+            gap = _number(means[1].mean - means[0].mean, "+.1f") if means[0] and means[1] else Cell("–")
             limits = [_number(results.reference(sources, field, [task])) for field in ("chance", "ceiling")]
-            rows.append((Cell(names[task]), *scores, gap, *limits))
+            rows.append((Cell(names[task]), *(_score_cell(mean, best=False) for mean in means), gap, *limits))
+        count = _source_trainings(records)
+        trainings = "one training" if count == 1 else f"{count} trainings with different seeds"
         columns = ("source task", "teacher (own prompt)", "MPT (shared prompt)", "MPT − teacher", "chance", "ceiling")
-        blocks += [Heading("Source tasks"), Table("Scores on the source tasks themselves, one run each", columns, tuple(rows))]
+        blocks += [Heading("Source tasks"), Table(f"Scores on the source tasks themselves ({trainings})", columns, tuple(rows))]
     spot = [record for record in records if record.get("started_from")]
     if spot:
         tasks = results.values_of(spot, "task")
@@ -216,6 +228,10 @@ def _source_blocks(records: Records) -> list[Block]:
         )
         blocks.append(Table(caption, ("k", "target", "chosen source"), tuple(rows)))
     return blocks
+
+
+def _source_trainings(records: Records) -> int:
+    return len({record["seed"] for record in records if record["stage"] in ("teachers", "source")})
 
 
 def cost_table(records: Records) -> Table:
@@ -340,11 +356,12 @@ def read_task_vectors(records: Records, folder: Path) -> dict[str, np.ndarray]:
     return dict(zip(meta["tasks"], vectors, strict=True))
 
 
-def _task_vector_block(vectors: Mapping[str, np.ndarray]) -> Block:
+def _task_vector_block(vectors: Mapping[str, np.ndarray], trainings: int) -> Block:
     tasks = len(vectors)
+    first = ", of the first source training," if trainings > 1 else ","
     caption = (
-        "Cosine similarity between the source tasks' vectors u⊗v, which turn the shared prompt into each task's own. They all "
-        "start alike, so they stay similar as they are (left); without the part that all share (right) unrelated vectors are "
+        f"Cosine similarity between the source tasks' vectors u⊗v{first} which turn the shared prompt into each task's own. They "
+        "all start alike, so they stay similar as they are (left); without the part that all share (right) unrelated vectors are "
         f"at −{1 / max(tasks - 1, 1):.2f}."
     )
     otherwise = "The source run's prompt file is not there, so its task vectors are not shown."
