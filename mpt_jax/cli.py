@@ -168,6 +168,13 @@ def _infer(arguments: argparse.Namespace) -> None:
     run_infer(experiment)
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    experiment = _configuration(arguments).experiment()
+    from mpt_jax.export import run_export
+
+    run_export(experiment)
+
+
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
@@ -239,6 +246,7 @@ COMMANDS = {
     "train": _Command(_train, "train prompts (or, with model_tuning, the whole model); the same command again resumes"),
     "evaluate": _Command(_evaluate, "score the run in MODEL_DIR on each task's evaluation split"),
     "infer": _Command(_infer, "InferConfig.input_file (JSONL with a task name) → InferConfig.output_file"),
+    "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output, for NumPy, T5X's prompt-tuning or PEFT"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),

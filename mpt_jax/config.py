@@ -15,6 +15,7 @@ from mpt_jax.errors import UserError
 DTYPES = ("float32", "bfloat16")
 PROMPT_METHODS = ("plain", "mpt", "none")
 PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file")
+EXPORT_FORMATS = ("safetensors", "npy", "t5x", "peft", "peft_mpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ class PromptConfig:
     init_population: int = 5000  # "vocab" and the rest of "labels" draw from the ids below this
     init_labels: tuple[str, ...] = ()
     init_text: str = ""
-    init_file: str = ""  # a prompt file or a run's folder; "PATH#TASK" chooses one prompt of a bank
+    init_file: str = ""  # a prompt file, a run's folder or what `export` writes; "PATH#TASK" chooses one prompt of a bank
     factor_init: str = "ones"  # "ones" (then P_k starts as P*) or "normal"
     factor_scale: float = 0.02  # standard deviation of "normal"; with "ones", of the noise added to each rank
     factor_source: str = "mean"  # with init="file": the mean of the sources' u, v, or one source's by task name
@@ -248,6 +249,27 @@ class InferConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What the `export` command writes of the prompts in MODEL_DIR or, where it holds none, in `PromptConfig.init_file`.
+
+    "safetensors"  one prompt file of ours, MPT's factors and all metadata kept
+    "npy"          [P,D] float32
+    "t5x"          the same in the folders of Google's prompt-tuning, numpy_checkpoints/checkpoint_<step>/
+    "peft"         an adapter folder, PROMPT_TUNING
+    "peft_mpt"     an adapter folder, MULTITASK_PROMPT_TUNING: one group of MPT as its factors
+
+    All but "safetensors" and "peft_mpt" hold composed prompts. All can be `PromptConfig.init_file`.
+    """
+
+    format: str = "safetensors"
+    output: str = ""  # the file ("safetensors", "npy") or folder; for a bank in more than one piece, the folder of the pieces
+    task: str = ""  # the one task of a bank whose prompt is written; "" = the whole bank
+
+    def validate(self) -> None:
+        _choice("ExportConfig.format", self.format, EXPORT_FORMATS)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run, or the evaluation of one."""
 
@@ -260,9 +282,11 @@ class Experiment:
     decode: DecodeConfig = DecodeConfig()
     partition: PartitionConfig = PartitionConfig()
     infer: InferConfig = InferConfig()
+    export: ExportConfig = ExportConfig()
 
     def validate(self) -> None:
-        for part in (self.backbone.architecture, self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode):
+        self.backbone.architecture.validate()
+        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
             part.validate()
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),

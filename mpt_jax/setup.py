@@ -222,24 +222,14 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
     Raises:
         UserError: neither; a prompt that does not fit the backbone.
     """
-    folder = Path(experiment.train.model_dir).expanduser()
     config = experiment.backbone
-    run = RunFolder(experiment.train.model_dir)
-    if run.has_progress() and run.finished() is None:
-        raise UserError(f"The run in MODEL_DIR {folder} has not finished; let `train` continue it to its end first.")
     if experiment.prompt.method == "none":
+        folder = _finished_folder(experiment)
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
         backbone = load_backbone(config)
         return Trained(place_backbone(backbone, mesh), None, {}, {}, config.checkpoint)
-    path = str(folder / FILE_NAME)
-    if not Path(path).exists():
-        if experiment.prompt.init != "file":
-            raise UserError(
-                f"MODEL_DIR {folder} has no {FILE_NAME}; train into it first, or give a prompt with PromptConfig.init='file' "
-                "and PromptConfig.init_file."
-            )
-        path = experiment.prompt.init_file
+    path = find_prompts(experiment)
     params, meta = load_prompts(path)
     backbone = place_backbone(load_backbone(config), mesh)
     width = backbone.model.config.d_model
@@ -248,6 +238,31 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
     plain = PromptConfig(method="plain", length=prompts.shape[1], max_length=prompts.shape[1])
     module = build_prompt(plain, tuple(range(len(prompts))), width)
     return Trained(backbone, module, {"prompt": jax.device_put(prompts, replicated(mesh))}, meta, path)
+
+
+def find_prompts(experiment: Experiment) -> str:
+    """The prompt file of MODEL_DIR or, where it holds no run, `PromptConfig.init_file`.
+
+    Raises:
+        UserError: neither; a run that has not finished.
+    """
+    path = _finished_folder(experiment) / FILE_NAME
+    if path.exists():
+        return str(path)
+    if experiment.prompt.init != "file":
+        raise UserError(
+            f"MODEL_DIR {path.parent} has no {FILE_NAME}; train into it first, or give a prompt with PromptConfig.init='file' "
+            "and PromptConfig.init_file."
+        )
+    return experiment.prompt.init_file
+
+
+def _finished_folder(experiment: Experiment) -> Path:
+    """MODEL_DIR, in which no run is under way."""
+    run = RunFolder(experiment.train.model_dir)
+    if run.has_progress() and run.finished() is None:
+        raise UserError(f"The run in MODEL_DIR {run.path} has not finished; let `train` continue it to its end first.")
+    return run.path
 
 
 def place_backbone(backbone: Backbone, mesh: Mesh) -> Backbone:

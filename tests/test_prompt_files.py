@@ -1,11 +1,14 @@
 import json
+import logging
 import os
+import pickle
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mpt_jax.errors import UserError
+from mpt_jax.prompts.arrays import t5x_file, write_array
 from mpt_jax.prompts.files import check_prompts, load_prompts, save_prompts
 
 G, N, P, D, R = 2, 3, 4, 6, 2
@@ -125,3 +128,137 @@ def test_an_unwritable_place_is_an_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         save_prompts(tmp_path / "file" / "p.safetensors", random_params(), META)
+
+
+PROMPT = random_params()["prompt"][0]
+
+
+@pytest.mark.parametrize("array", [PROMPT, PROMPT[None], PROMPT.astype(float), PROMPT[None].astype(float), PROMPT.T.copy().T])
+@pytest.mark.parametrize("name", ["prompt.npy", "prompt", "encoder.prompt.prompt.prompt"])
+def test_a_numpy_array_is_a_bank_of_one(array, name, tmp_path):
+    """Known by its content, whatever it is called."""
+    with (tmp_path / name).open("wb") as file:
+        np.save(file, array)
+    params, meta = load_prompts(tmp_path / name)
+    np.testing.assert_array_equal(params["prompt"], PROMPT[None])
+    assert params["prompt"].dtype == np.float32
+    assert (meta["method"], meta["tasks"], meta["groups"], meta["length"], meta["d_model"]) == ("plain", [""], [0], P, D)
+    with pytest.raises(UserError, match="no prompt for 'mnli'; it has prompts without a task's name"):
+        load_prompts(f"{tmp_path / name}#mnli")
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.ones((2, P, D)), r"shape \(2, 4, 6\); a prompt is \[P,D\] or \[1,P,D\]"),
+        (np.ones(P), r"shape \(4,\)"),
+        (np.ones((0, D)), r"shape \(1, 0, 6\)"),
+        (np.ones((P, D), int), "dtype int64"),
+        (np.full((P, D), "a"), "dtype <U1"),
+        (np.full((P, D), 1e300), "24 numbers that are no finite float32"),
+        (np.full((P, D), np.nan, np.float32), "24 numbers"),
+        (np.full((P, D), None), "is not a complete NumPy array .*pickl"),
+    ],
+)
+def test_an_array_that_is_no_prompt_is_an_error(array, words, tmp_path):
+    np.save(tmp_path / "p.npy", array)
+    with pytest.raises(UserError, match=f"p.npy.*{words}"):
+        load_prompts(tmp_path / "p.npy")
+
+
+def test_broken_arrays_and_pickles_are_errors(tmp_path):
+    path = tmp_path / "p.npy"
+    np.save(path, PROMPT)
+    whole = path.read_bytes()
+    for kept in (0, 4, 6, 10, 60, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match="p.npy is not a complete NumPy array"):
+            load_prompts(path)
+    for damage in (b"(", b"{", b"'", b"\xff"):
+        path.write_bytes(whole.replace(b")", damage))
+        with pytest.raises(UserError, match="p.npy is not a complete NumPy array"):
+            load_prompts(path)
+    for name in ("p.npy", "p.pt"):  # what it would run must not run
+        (tmp_path / name).write_bytes(pickle.dumps(_Trap()))
+        with pytest.raises(UserError, match=f"{name} is not a complete .*pickl"):
+            load_prompts(tmp_path / name)
+
+
+class _Trap:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle was loaded",)
+
+
+def test_a_folder_of_prompt_tuning_is_its_one_saved_step(tmp_path):
+    write_array(t5x_file(tmp_path, 7), PROMPT)
+    for left_over in ("checkpoint_8.tmp-12", "checkpoint_7.backup-3.5"):
+        write_array(tmp_path / "numpy_checkpoints" / left_over / "encoder.prompt.prompt.prompt", PROMPT)
+    for path in (tmp_path, t5x_file(tmp_path, 7).parent):
+        np.testing.assert_array_equal(load_prompts(path)[0]["prompt"], PROMPT[None])
+    write_array(t5x_file(tmp_path, 10), PROMPT)
+    with pytest.raises(UserError, match="prompts of the steps 7, 10; give the folder of one"):
+        load_prompts(tmp_path)
+
+
+def adapter(folder, kind="PROMPT_TUNING", submodules=1, tasks=3, **changes):
+    """A PEFT adapter as PEFT writes it; `changes` are of its configuration. Returns the tensors."""
+    rng, rows = np.random.default_rng(1), submodules * P
+    tensors = {"prompt_embeddings": rng.normal(size=(rows, D)).astype(np.float32)}
+    config = {"peft_type": kind, "task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": P, "num_transformer_submodules": submodules}
+    if kind == "MULTITASK_PROMPT_TUNING":
+        tensors["prefix_task_cols"] = rng.normal(size=(tasks, rows, R)).astype(np.float32)
+        tensors["prefix_task_rows"] = rng.normal(size=(tasks, R, D)).astype(np.float32)
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return tensors
+
+
+@pytest.mark.parametrize("submodules", [1, 2])
+def test_a_peft_adapter_is_read_and_its_second_submodule_is_left_out_aloud(submodules, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    plain = adapter(tmp_path / "plain", submodules=submodules)
+    for path in (tmp_path / "plain", tmp_path / "plain" / "adapter_model.safetensors"):
+        params, meta = load_prompts(path)
+        np.testing.assert_array_equal(params["prompt"], plain["prompt_embeddings"][None, :P])
+    assert (meta["tasks"], meta["backbone"]) == ([""], "")
+    mpt = adapter(tmp_path / "mpt", "MULTITASK_PROMPT_TUNING", submodules)
+    params, meta = load_prompts(tmp_path / "mpt")
+    np.testing.assert_array_equal(params["shared"], mpt["prompt_embeddings"][None, :P])
+    np.testing.assert_array_equal(params["task_u"], mpt["prefix_task_cols"][:, :P])
+    np.testing.assert_array_equal(params["task_v"], mpt["prefix_task_rows"])
+    assert (meta["tasks"], meta["groups"]) == (["0", "1", "2"], [0, 0, 0])
+    np.testing.assert_array_equal(load_prompts(f"{tmp_path / 'mpt'}#1")[0]["task_v"], mpt["prefix_task_rows"][1:2])
+    said = [record.getMessage() for record in caplog.records if "two submodules" in record.getMessage()]
+    assert all(f"first {P} of its {2 * P} rows" in line for line in said)
+    assert len(said) == (4 if submodules == 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"peft_type": "LORA"}, "peft_type='LORA'; only PROMPT_TUNING and"),
+        ({"peft_type": ["LORA"]}, "peft_type=\\['LORA'\\]"),
+        ({"peft_type": "PROMPT_TUNNING"}, "Did you mean 'PROMPT_TUNING'"),
+        ({"peft_type": "MULTITASK_PROMPT_TUNING"}, "holds the tensors prompt_embeddings, but MULTITASK_PROMPT_TUNING has"),
+        ({"task_type": "CAUSAL_LM"}, "task_type='CAUSAL_LM'"),
+        ({"num_virtual_tokens": 3}, r"num_virtual_tokens=3 .*\(4, 6\)"),
+        ({"num_virtual_tokens": None}, "num_virtual_tokens=None"),
+        ({"num_transformer_submodules": 2}, "num_transformer_submodules=2"),
+    ],
+)
+def test_an_adapter_that_is_no_prompt_or_contradicts_itself_is_an_error(changes, words, tmp_path):
+    adapter(tmp_path, **changes)
+    with pytest.raises(UserError, match=words):
+        load_prompts(tmp_path)
+
+
+def test_a_broken_adapter_is_an_error(tmp_path):
+    adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="adapter_config.json is not the configuration"):
+        load_prompts(tmp_path)
+    adapter(tmp_path)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match="no prompt file .*adapter_model.safetensors; .*safe_serialization"):
+        load_prompts(tmp_path)

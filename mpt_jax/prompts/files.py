@@ -1,4 +1,4 @@
-"""Prompt files: a trained prompt alone, as one `.safetensors` file with its provenance.
+"""Prompt files: a trained prompt alone, as one `.safetensors` file with its provenance. Other tools' are read, too.
 
 Tensors (float32): `prompt` [G,P,D] of a plain prompt (a file of another tool may hold one [P,D]), or `shared` [G,P,D],
 `task_u` [N,P,R], `task_v` [N,R,D] of MPT. Metadata (safetensors keeps strings, so everything but names is JSON):
@@ -10,27 +10,27 @@ Tensors (float32): `prompt` [G,P,D] of a plain prompt (a file of another tool ma
     scores      best validation score of each group, list of G, null where there is none
     backbone    fingerprint of the backbone that it was trained on, "" when unknown
     length, d_model
+
+A prompt may also lie in a NumPy array, in prompt-tuning's folder (`arrays.py`) or in a PEFT adapter's (`peft.py`).
 """
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mpt_jax.config import nearest
 from mpt_jax.errors import UserError
+from mpt_jax.prompts import peft
+from mpt_jax.prompts.arrays import Arrays, find_t5x, is_array, read_array, read_tensors, write_tensors
 from mpt_jax.prompts.base import bank_axis
 
 FILE_NAME = "prompts.safetensors"  # in a run's folder
 LEAVES = {"plain": ("prompt",), "mpt": ("shared", "task_u", "task_v")}
 TEXT_KEYS = ("method", "backbone")
 
-Arrays = dict[str, np.ndarray]
 Meta = dict[str, Any]
 
 
@@ -49,54 +49,40 @@ def save_prompts(path: str | Path, params: dict[str, Any], meta: Meta) -> Path:
       UserError: when the file cannot be written.
     """
     path = Path(path).expanduser()
-    arrays = {name: np.ascontiguousarray(np.asarray(value, np.float32)) for name, value in params.items()}
-    meta = {key: value for key, value in meta.items() if key != "path"}
-    meta |= _shape_of(_method_of(arrays, path), arrays)
-    text = {key: value if key in TEXT_KEYS else json.dumps(value) for key, value in meta.items()}
-    temporary = ""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        save_file(arrays, temporary, metadata=text)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"The prompt file {path} cannot be written: {error}; choose a writable MODEL_DIR.") from None
+    arrays = {name: np.asarray(value, np.float32) for name, value in params.items()}
+    write_tensors(path, arrays, metadata_text(meta | _shape_of(_method_of(arrays, path), arrays)))
     return path
+
+
+def metadata_text(meta: Meta) -> dict[str, str]:
+    """`meta` as safetensors keeps it."""
+    return {key: value if key in TEXT_KEYS else json.dumps(value) for key, value in meta.items() if key != "path"}
 
 
 def load_prompts(path: str | Path) -> tuple[Arrays, Meta]:
     """Read a prompt file.
 
     Args:
-      path: the file, or a run's folder with `prompts.safetensors`, or either followed by `#TASK` for the prompt of one
-        task of the bank (of several seeds of that task, the best by validation score), or `#*`, which is the whole bank.
+      path: the file, or a folder: a run's with `prompts.safetensors`, else a PEFT adapter's, else one of prompt-tuning. Any
+        may be followed by `#TASK` for the prompt of one task of the bank (of several seeds of that task, the best by
+        validation score), or by `#*`, which is the whole bank.
 
     Returns:
       (params as float32 NumPy arrays, meta as Python values; `meta["path"]` is the file). Missing metadata is filled in:
       unnamed tasks "", every plain prompt its own stream.
 
     Raises:
-      UserError: no such file, a truncated file, missing or unknown tensors, shapes that contradict one another, no such task.
+      UserError: no such file, a truncated file, missing or unknown tensors, numbers that float32 cannot hold, shapes that
+        contradict one another, no such task.
     """
     file, task = _locate(path)
-    try:
-        with safe_open(file, framework="numpy") as stored:
-            text = stored.metadata() or {}
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"The prompt file {file} is not a complete safetensors file ({error}); write it anew.") from None
+    arrays, text = _read(file)
     try:
         meta: Meta = {key: value if key in TEXT_KEYS else json.loads(value) for key, value in text.items()}
     except json.JSONDecodeError:
         meta = {key: value for key, value in text.items() if key in TEXT_KEYS}  # metadata of another tool
-    params = {name: np.asarray(value, np.float32) for name, value in arrays.items()}
-    if set(params) == {"prompt"} and params["prompt"].ndim == 2:
-        params["prompt"] = params["prompt"][None]
-    method = _method_of(params, file)
+    method = _method_of(arrays, file)
+    params = {name: _float32(name, value, file) for name, value in arrays.items()}
     if meta.get("method", method) != method:
         raise UserError(f"The prompt file {file} says method '{meta['method']}' but holds '{method}' tensors; write it anew.")
     meta = _complete(meta | _shape_of(method, params), params, file)
@@ -108,11 +94,19 @@ def choose_task(params: Arrays, meta: Meta, task: str) -> tuple[Arrays, Meta]:
     stream = best_stream(meta, task)
     if stream is None:
         names = sorted(set(meta["tasks"]))
-        raise UserError(f"{meta['path']} has no prompt for '{task}'; it has {', '.join(names)}.{nearest(task, names)}")
+        held = ", ".join(filter(None, names)) or "prompts without a task's name"
+        raise UserError(f"{meta['path']} has no prompt for '{task}'; it has {held}.{nearest(task, names)}")
+    return choose_stream(params, meta, stream)
+
+
+def choose_stream(params: Arrays, meta: Meta, stream: int) -> tuple[Arrays, Meta]:
+    """The bank of one stream, by its number."""
     group = meta["groups"][stream]
     index = {"stream": stream, "group": group}
     chosen = {name: value[index[bank_axis(name)]][None] for name, value in params.items()}
-    picked = {"tasks": [task], "groups": [0], "seeds": [meta["seeds"][group]], "scores": [meta["scores"][group]]}
+    picked = {"tasks": [meta["tasks"][stream]], "groups": [0], "seeds": [meta["seeds"][group]], "scores": [meta["scores"][group]]}
+    if isinstance(meta.get("k_shots"), list) and len(meta["k_shots"]) == len(meta["tasks"]):
+        picked["k_shots"] = [meta["k_shots"][stream]]
     return chosen, meta | picked
 
 
@@ -162,11 +156,49 @@ def _locate(path: str | Path) -> tuple[Path, str]:
     if not whole.exists() and "#" in str(path):
         before, _, task = str(whole).rpartition("#")
         whole = Path(before)
-    file = whole / FILE_NAME if whole.is_dir() else whole
+    file = _in_folder(whole) if whole.is_dir() else whole
     if not file.is_file():
-        hint = f"the folder has no {FILE_NAME}; has its run finished?" if whole.is_dir() else "check the path."
+        hint = "check the path."
+        if file.name == peft.MODEL_NAME:
+            hint = "save the adapter with safe_serialization=True."
+        elif whole.is_dir():
+            hint = f"the folder has no {FILE_NAME}; has its run finished?"
         raise UserError(f"There is no prompt file {file}; {hint}")
     return file, task
+
+
+def _in_folder(folder: Path) -> Path:
+    """The prompt file of a folder, by the names that each tool gives; of a finished run it is the run's own."""
+    own = folder / FILE_NAME
+    if not own.is_file() and (folder / peft.CONFIG_NAME).is_file():
+        return folder / peft.MODEL_NAME
+    return own if own.is_file() else find_t5x(folder) or own
+
+
+def _read(file: Path) -> tuple[Arrays, dict[str, str]]:
+    """(params, metadata) of a file of any kind."""
+    if file.name == peft.MODEL_NAME:
+        arrays, text = peft.read_peft(file.parent)
+    elif is_array(file):
+        arrays, text = {"prompt": read_array(file)}, {}
+    else:
+        arrays, text = read_tensors(file)
+    if set(arrays) == {"prompt"} and arrays["prompt"].ndim == 2:
+        arrays["prompt"] = arrays["prompt"][None]
+    return arrays, {key: value for key, value in text.items() if key != "format"}  # "pt" of other tools says nothing
+
+
+def _float32(name: str, array: np.ndarray, file: Path) -> np.ndarray:
+    """A leaf as float32; UserError unless it is a bank of matrices of finite floating-point numbers."""
+    if array.ndim != 3 or not array.size:
+        raise UserError(f"The prompt file {file} holds '{name}' of shape {array.shape}, not matrices; write it anew.")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"The prompt file {file} holds '{name}' of dtype {array.dtype}; write it as float32.")
+    with np.errstate(over="ignore"):
+        cast = np.asarray(array, np.float32)
+    if bad := int((~np.isfinite(cast)).sum()):
+        raise UserError(f"The prompt file {file} holds '{name}' with {bad} numbers that are no finite float32; write it anew.")
+    return cast
 
 
 def _method_of(params: dict[str, Any], path: Path) -> str:
@@ -208,10 +240,3 @@ def _complete(meta: Meta, params: Arrays, file: Path) -> Meta:
 
 def _length(value: Any, default: int) -> int:
     return len(value) if isinstance(value, list) else default
-
-
-def _umask() -> int:
-    """The process's umask; a temporary file is private, the finished one is as any other file."""
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -37,10 +37,10 @@ def initial_prompt(
         "vocab"             embeddings of different random ids below init_population
         "labels"            the mean embedding of each label's sub-tokens, then "vocab"
         "text"              the embeddings of the text's tokens, cut to P, then "vocab"
-        "file"              a prompt file. One prompt in it (or chosen by PATH#TASK) starts every group; PATH#* starts a
-                            bank from a bank of equal size, entry by entry. To MPT from MPT: P* of the file's one group,
-                            u and v as `factor_source` says. To MPT from a plain prompt: P* is that prompt. To a plain
-                            prompt from MPT: the composed one.
+        "file"              a prompt file, or that of another tool (`load_prompts`). One prompt in it (or chosen by
+                            PATH#TASK) starts every group; PATH#* starts a bank from a bank of equal size, entry by entry.
+                            To MPT from MPT: P* of the file's one group, u and v as `factor_source` says. To MPT from a
+                            plain prompt: P* is that prompt. To a plain prompt from MPT: the composed one.
       groups: [N] group of each stream.
       seeds: [G] seed of each group.
       key: the run's random key.

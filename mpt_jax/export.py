@@ -1,0 +1,99 @@
+"""Prompts for other tools: the `export` command writes what MODEL_DIR holds, or a prompt file, in another form.
+
+A bank becomes several files in every form but our own, for a NumPy array and a PROMPT_TUNING adapter hold one prompt. MPT's
+factors stay together only where PEFT can hold them: one shared prompt P*, with the u and v of all its tasks.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpt_jax import setup
+from mpt_jax.config import Experiment
+from mpt_jax.errors import UserError
+from mpt_jax.prompts import compose
+from mpt_jax.prompts.arrays import Arrays, t5x_file, write_array
+from mpt_jax.prompts.files import check_prompts, choose_stream, choose_task, load_prompts, metadata_text, save_prompts
+from mpt_jax.prompts.peft import MODEL_NAME, write_peft
+
+Meta = dict[str, Any]
+
+
+def run_export(experiment: Experiment) -> Path:
+    """The `export` command: writes the prompts as `ExportConfig` says, without loading the backbone.
+
+    Returns:
+        `ExportConfig.output`.
+
+    Raises:
+        UserError: no prompt in MODEL_DIR or of another width than the backbone; no such task; a form that cannot hold the prompt;
+            an output that cannot be written.
+    """
+    experiment.validate()
+    cfg = experiment.export
+    if experiment.prompt.method == "none":
+        raise UserError(
+            "PromptConfig.method='none' trains no prompt to export; the tuned model is in MODEL_DIR/model, a Hugging Face folder."
+        )
+    if not cfg.output:
+        raise UserError("ExportConfig.output is not set; give the path of the file or folder to write.")
+    params, meta = load_prompts(setup.find_prompts(experiment))
+    check_prompts(meta, d_model=experiment.backbone.architecture.d_model)
+    if cfg.task:
+        params, meta = choose_task(params, meta, cfg.task)
+    if cfg.format == "peft_mpt" and meta["method"] != "mpt":
+        raise UserError(
+            f"ExportConfig.format is 'peft_mpt', but {meta['path']} holds prompts of the method '{meta['method']}'; use 'peft'."
+        )
+    output = Path(cfg.output).expanduser()
+    parts = {"": (params, meta)} if cfg.format == "safetensors" else split(params, meta, factored=cfg.format == "peft_mpt")
+    for name, (one, its_meta) in parts.items():
+        path = output / (f"{name}.npy" if name and cfg.format == "npy" else name)
+        _write(cfg.format, path, one, its_meta, _base_model(experiment))
+        task_id = "{}=" if cfg.format == "peft_mpt" else ""  # what PEFT's forward pass asks for
+        print(f"{', '.join(task_id.format(n) + task for n, task in enumerate(its_meta['tasks'])) or 'prompt'}: {path}")
+    return output
+
+
+def split(params: Arrays, meta: Meta, factored: bool) -> dict[str, tuple[Arrays, Meta]]:
+    """{file name: (params, meta)} of the parts of a bank that a form with one prompt writes one by one.
+
+    What is a single part, though it may have several streams, is called "": a prompt that its tasks share and, with `factored`,
+    one group of MPT. Else each stream is a part, called by its task (of what a file name allows), with the stream's number
+    where that is not enough.
+    """
+    whole = meta["method"] == "plain" or factored
+    if len(meta["tasks"]) == 1 or (whole and max(meta["groups"]) == 0):
+        return {"": (params, meta)}
+    names = [re.sub(r"\W", "_", task) for task in meta["tasks"]]
+    names = [name if name and names.count(name) == 1 else f"{name or 'prompt'}-{n}" for n, name in enumerate(names)]
+    return {name: choose_stream(params, meta, n) for n, name in enumerate(names)}
+
+
+def _write(form: str, path: Path, params: Arrays, meta: Meta, base_model: str) -> None:
+    """One part of a bank, or with "safetensors" the whole."""
+    steps = meta.get("steps")
+    numbered = t5x_file(path, steps if isinstance(steps, int) else 0)
+    file = numbered if form == "t5x" else path / MODEL_NAME if form.startswith("peft") else path
+    if file.is_dir():
+        raise UserError(f"ExportConfig.output '{file}' is a folder; give the path of the file to write.")
+    if file.exists() and file.samefile(meta["path"]):
+        raise UserError(f"ExportConfig.output '{path}' is what is to be exported; give another path.")
+    if form == "safetensors":
+        save_prompts(file, params, meta)
+    elif form == "peft_mpt":
+        write_peft(path, params, metadata_text(meta), base_model)
+    else:
+        prompt = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))[:1]  # the same for all tasks of a part
+        if form == "peft":
+            write_peft(path, {"prompt": prompt}, metadata_text(meta | {"method": "plain"}), base_model)
+        else:
+            write_array(file, prompt[0])
+
+
+def _base_model(experiment: Experiment) -> str:
+    """What PEFT may load the backbone from, "" where only we can."""
+    checkpoint = experiment.backbone.checkpoint
+    return "" if checkpoint == "scratch" or checkpoint.startswith("embedded:") else checkpoint
