@@ -5,7 +5,10 @@ views, which read no more of the file than is asked of them: `stack` puts layers
 axes, `joined` makes one axis of two. `load` brings all leaves into their shardings, a few rows at a time.
 """
 
+import contextlib
+import ctypes
 import dataclasses
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -147,10 +150,12 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     """
     digest = Fingerprint() if jax.process_index() == 0 else None
     arrays: dict[str, jax.Array] = {}
-    for path in sorted(leaves):  # the fingerprint's order
-        if digest is not None:
-            digest.begin(path, leaves[path].shape)
-        arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), digest)
+    with _frugal_malloc(sum(math.prod(leaf.shape) for leaf in leaves.values())):
+        for path in sorted(leaves):  # the fingerprint's order
+            if digest is not None:
+                digest.begin(path, leaves[path].shape)
+            arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), digest)
+            gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
     if jax.process_count() == 1:
         assert digest is not None
         return arrays, digest.result()
@@ -172,6 +177,30 @@ def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: Fingerprint 
                 _copy_overlap(values, index, buffer, box)
     array = jax.make_array_from_callback(leaf.shape, sharding, lambda index: buffers[_box(index, leaf.shape)])
     return jax.block_until_ready(array)  # else the next leaf's buffers are made before this one's are free
+
+
+@contextlib.contextmanager
+def _frugal_malloc(scalars: int) -> Iterator[None]:
+    """While a large model is loaded, what is freed goes back to the system.
+
+    glibc learns to keep freed blocks of up to 32 MiB, for each thread that had one; the readers' threads kept a tenth of a T5
+    large. Learning ends once anything is set, so the values that it would have ended at are set afterwards.
+    """
+    if scalars < 2**28:
+        yield
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_… of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        yield
+        return
+    mallopt(mmap_threshold, 2**22)
+    try:
+        yield
+    finally:
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**26)
 
 
 def _copy_overlap(values: np.ndarray, index: Index, buffer: np.ndarray, box: Box) -> None:
