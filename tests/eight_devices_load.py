@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import t5x_reference as t5x
+import tiny
 from hf_reference import V1_1, random_params
 
+from mpt_jax import setup
 from mpt_jax.checkpoint import leaves
 from mpt_jax.checkpoint.backbone import load_backbone
 from mpt_jax.checkpoint.export_hf import export_hf
@@ -25,7 +27,8 @@ CONFIG = dataclasses.replace(V1_1, vocab_size=56, num_heads=6, d_kv=6, param_dty
 
 def load_and_compare(checkpoint, mesh):
     config = BackboneConfig(str(checkpoint), CONFIG, __file__)
-    one, eight = load_backbone(config), load_backbone(config, mesh=mesh)
+    one = load_backbone(config)
+    eight = setup.open_backbone(dataclasses.replace(tiny.experiment(Path(), "x"), backbone=config), mesh)
     assert one.fingerprint == eight.fingerprint
     shardings = flatten(tree_sharding(one.params, logical_axes(CONFIG), mesh))
     expected = flatten(one.params)

@@ -99,8 +99,9 @@ def write_legacy(
         }
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder / name)}, "metadata": metadata}
         ts.open(spec, create=True).result()[...] = array
-        if not zarray:
+        if not zarray:  # and the metadata has only what T5X gave, which tells TensorStore the dtype beside it
             (folder / name / ".zarray").unlink()
+            del metadata["dtype"]
         place = {"driver": driver, "path": name} | ({"bucket": "t5x-dummy-bucket"} if driver == "gcs" else {})
         leaves[path] = {"driver": "zarr", "dtype": array.dtype.name, "kvstore": place, "metadata": metadata}
     tree = {"target": unflatten(leaves), "state": slots(target)}

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bucket
 import jax
 import ml_dtypes
 import msgpack
@@ -102,6 +103,28 @@ def test_the_folder_above(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds 2 T5X checkpoints, the newest checkpoint_100, checkpoint_99; give the path of"):
         load(tmp_path / "run")
     assert_equal(load(tmp_path / "run" / "checkpoint_99").params, params)
+
+
+def test_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = random_params(CONFIG)
+    target = t5x.target_of(params)
+    t5x.write_legacy(tmp_path / "a" / "checkpoint_1", target)
+    t5x.write_orbax(tmp_path / "b" / "checkpoint_20", target)
+    t5x.write_single(tmp_path / "checkpoint_3", target, 2**30)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    with bucket.serve(tmp_path) as (address, ranges):
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        for path in ("a/checkpoint_1", "a", "b/checkpoint_20/", "b", "checkpoint_3"):
+            assert_equal(load(f"gs://bucket/{path}").params, params)
+        assert ranges  # arrays in a msgpack are read by range
+        with pytest.raises(UserError, match="gs://bucket/nothing .* holds no model; give a T5X checkpoint"):
+            load("gs://bucket/nothing")
+        with pytest.raises(UserError, match=r"gs://bucket/a has no .*; set BackboneConfig\.vocabulary"):
+            load_backbone(BackboneConfig("gs://bucket/a", CONFIG))
+        chunk = tmp_path / "a" / "checkpoint_1" / "target.encoder.layers_1.mlp.wo.kernel" / "1.0"
+        chunk.write_bytes(chunk.read_bytes()[:20])
+        with pytest.raises(UserError, match=r"layers_1\.mlp\.wo\.kernel/1\.0.*; copy the checkpoint again"):
+            load("gs://bucket/a")
 
 
 def test_the_vocabulary_must_be_given(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mpt_jax.errors import UserError
 TARGETS = (("optimizer", "target"), ("target",), ("params",))  # where a checkpoint keeps its weights
 _DRIVERS = ("file", "gfile", "gcs")  # of T5X's kvstores; all mean a folder beside the msgpack
 _PLACEHOLDER = "PLACEHOLDER://"  # Orbax's first layouts: the array lies in the folder of this name
-_CACHE = 2**25  # bytes that TensorStore keeps of what it has read: the nodes of an OCDBT database
+_CACHE = 2**25  # bytes of an OCDBT database's nodes that TensorStore keeps; of arrays it keeps nothing
 
 
 class Place(NamedTuple):
@@ -46,8 +46,9 @@ def find_t5x(path: str) -> Place | None:
         UserError: the folder has several, or cannot be read.
     """
     path = path.rstrip("/")
-    if not path.startswith("gs://") and Path(path).is_file():
-        return Place(str(Path(path).parent), Path(path).name)
+    parent, _, name = path.rpartition("/")
+    if _exists(_store(parent), name) if path.startswith("gs://") else Path(path).is_file():
+        return Place(parent or ".", name)
     store = _store(path)
     for folder, prefix in ((path, ""), (f"{path}/state", "state/")):
         if _exists(store, f"{prefix}checkpoint"):
@@ -118,12 +119,12 @@ def _walk(node: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
 
 
 def _zarr_of(value: Any, name: str) -> tuple[str, dict[str, Any]]:
-    """(folder, metadata) of an array that lies beside the msgpack, from TensorStore's specification in it."""
+    """(folder, dtype and metadata) of an array beside the msgpack, from TensorStore's specification in it."""
     store = value.get("kvstore", {}) if isinstance(value, dict) else {}
     path = store.get("path") or (value.get("path") if isinstance(value, dict) else None)  # beside kvstore in TensorStore < 0.1.14
     if not path or value.get("driver") != "zarr" or store.get("driver") not in _DRIVERS:
         raise UserError(f"{name} is {str(value)[:100]!r}, which is no array of T5X's; take another checkpoint.")
-    return path.rstrip("/").rsplit("/", 1)[-1], value.get("metadata", {})
+    return path.rstrip("/").rsplit("/", 1)[-1], {key: value[key] for key in ("dtype", "metadata") if key in value}
 
 
 def _open_orbax(place: Place) -> Leaves:
@@ -148,28 +149,29 @@ def _open_orbax(place: Place) -> Leaves:
 
 
 def _open_zarrs(place: Place, folders: dict[str, tuple[str, dict[str, Any]]], in_database: bool = False) -> Leaves:
-    """Opens all arrays at once; where `.zarray` is missing, the metadata that the msgpack has of it must do."""
-    context = ts.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
+    """Opens all arrays at once, each from (folder, what the msgpack says of it), which must do where `.zarray` is missing."""
+    context = ts.Context({"cache_pool#nodes": {"total_bytes_limit": _CACHE}})
 
-    def begin(folder: str, metadata: dict[str, Any], assume: bool = False) -> Any:
+    def begin(folder: str, known: dict[str, Any], assume: bool = False) -> Any:
         store = _kvstore(f"{place.folder}/{folder}")
         if in_database:
-            store = {"driver": "ocdbt", "base": _kvstore(place.folder), "path": f"{folder}/"}
+            store = {"driver": "ocdbt", "base": _kvstore(place.folder), "path": f"{folder}/", "cache_pool": "cache_pool#nodes"}
         # A chunk that is missing would be read as zeros otherwise.
-        spec: dict[str, Any] = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
-        return ts.open(spec | ({"metadata": metadata} if metadata else {}), open=True, assume_metadata=assume, context=context)
+        spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
+        return ts.open(spec | known, open=True, assume_metadata=assume, context=context)
 
     opening = {path: begin(*which) for path, which in folders.items()}
     leaves: Leaves = {}
-    for path, (folder, metadata) in folders.items():
+    for path, (folder, known) in folders.items():
         name = f"{place.folder}/{folder}"
         try:
             try:
                 array = opening[path].result()
             except ValueError as error:
-                if "NOT_FOUND" not in str(error) or not metadata.keys() >= {"chunks", "compressor", "dtype", "shape"}:
+                # What is left out would be assumed to be TensorStore's default, such as another compressor.
+                if "NOT_FOUND" not in str(error) or not known.get("metadata", {}).keys() >= {"chunks", "compressor", "shape"}:
                     raise
-                array = begin(folder, metadata, assume=True).result()
+                array = begin(folder, known, assume=True).result()
         except Exception as error:  # TensorStore has one for each status
             raise UserError(f"{name} cannot be read ({reason(error)}); copy the checkpoint again.") from None
         chunks = array.chunk_layout.read_chunk.shape
@@ -215,7 +217,7 @@ def _kvstore(folder: str) -> dict[str, Any]:
     """TensorStore's specification of a folder."""
     if folder.startswith("gs://"):
         bucket, _, path = folder.removeprefix("gs://").partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
     return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
 
 
