@@ -112,6 +112,7 @@ def test_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     t5x.write_orbax(tmp_path / "b" / "checkpoint_20", target)
     t5x.write_single(tmp_path / "checkpoint_3", target, 2**30)
     monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with bucket.serve(tmp_path) as (address, ranges):
         monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         for path in ("a/checkpoint_1", "a", "b/checkpoint_20/", "b", "checkpoint_3"):
