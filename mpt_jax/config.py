@@ -53,9 +53,9 @@ class T5Config:
 class BackboneConfig:
     """Where the frozen T5 comes from."""
 
-    checkpoint: str  # "embedded:mini", a Hugging Face folder, a run of ours that tuned a model, or "scratch"
+    checkpoint: str  # "embedded:mini", a T5X checkpoint, a Hugging Face folder, a run of ours that tuned a model, or "scratch"
     architecture: T5Config
-    vocabulary: str = ""  # SentencePiece file; "" takes the one that lies beside the weights
+    vocabulary: str = ""  # SentencePiece file; "" takes the one that lies beside the weights (T5X's have none)
     mimetic_heads: int = 0  # "scratch" only: heads of each attention that start by attending to equal tokens (`mimetic`)
 
 

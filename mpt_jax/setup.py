@@ -120,8 +120,8 @@ def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None 
     """
     dtype = jnp.dtype(experiment.backbone.architecture.param_dtype)
     if backbone is None or jax.tree.leaves(backbone.params)[0].dtype != dtype:
-        backbone = load_backbone(experiment.backbone, jax.random.key(experiment.train.seed))
-    elif backbone.model.config != experiment.backbone.architecture:
+        return load_backbone(experiment.backbone, jax.random.key(experiment.train.seed), mesh)
+    if backbone.model.config != experiment.backbone.architecture:
         backbone = backbone._replace(model=type(backbone.model)(experiment.backbone.architecture))
     return place_backbone(backbone, mesh)
 
@@ -227,11 +227,10 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
         folder = _finished_folder(experiment)
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
-        backbone = load_backbone(config)
-        return Trained(place_backbone(backbone, mesh), None, {}, {}, config.checkpoint)
+        return Trained(load_backbone(config, mesh=mesh), None, {}, {}, config.checkpoint)
     path = find_prompts(experiment)
     params, meta = load_prompts(path)
-    backbone = place_backbone(load_backbone(config), mesh)
+    backbone = load_backbone(config, mesh=mesh)
     width = backbone.model.config.d_model
     check_prompts(meta, d_model=width, backbone=backbone.fingerprint, max_length=experiment.prompt.max_length)
     prompts = compose(meta["method"], params, tuple(meta["groups"]))

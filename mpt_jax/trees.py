@@ -50,11 +50,30 @@ def count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+class Fingerprint:
+    """`fingerprint` of a tree that is never whole in memory: its leaves in the order of their paths, each in any pieces."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def begin(self, path: str, shape: tuple[int, ...]) -> None:
+        """The next leaf; its values follow."""
+        self._digest.update(f"{path}{shape}".encode())
+
+    def add(self, values: np.ndarray) -> None:
+        """The next values of the leaf, in C order."""
+        values = np.ascontiguousarray(values, np.float32)
+        self._digest.update(values.data)  # hashed in place: a copy of an XXL matrix as bytes would double its memory
+
+    def result(self) -> str:
+        return self._digest.hexdigest()[:16]
+
+
 def fingerprint(tree: Tree) -> str:
     """16 hex digits that change with any path, shape or value (values are compared as float32)."""
-    digest = hashlib.sha256()
+    digest = Fingerprint()
     for path, leaf in sorted(flatten(tree).items()):
-        values = np.ascontiguousarray(np.asarray(leaf).astype(np.float32))
-        digest.update(f"{path}{values.shape}".encode())
-        digest.update(values.data)  # hashed in place: a copy of an XXL matrix as bytes would double its memory
-    return digest.hexdigest()[:16]
+        values = np.asarray(leaf)
+        digest.begin(path, values.shape)
+        digest.add(values)
+    return digest.result()

@@ -324,10 +324,6 @@ def test_backbone_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty \(INITIAL_CHECKPOINT_PATH\) holds no model"):
         load_backbone(backbone_config(str(tmp_path / "empty")))
-    (tmp_path / "t5x").mkdir()
-    (tmp_path / "t5x" / "checkpoint").write_bytes(b"")
-    with pytest.raises(UserError, match="T5X checkpoint"):
-        load_backbone(backbone_config(str(tmp_path / "t5x"), __file__))
 
 
 def test_export_to_an_unwritable_place_is_named(tmp_path: Path) -> None:

@@ -6,25 +6,26 @@ Nothing is ever filled with random numbers.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mpt_jax.checkpoint import hf_format
+from mpt_jax.checkpoint.leaves import FLOATS, Index, Leaf, Leaves, equal, file_leaf, some, stack, to_numpy, transposed
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import Params, param_shapes
 from mpt_jax.trees import flatten, unflatten
 
-Tensors = dict[str, Callable[[], np.ndarray]]  # name → reads that tensor
+Tensors = dict[str, Leaf]  # by Hugging Face's name
 NUMERICS = ("dropout_rate", "dtype", "param_dtype", "remat")  # of T5Config; the other fields are the architecture
-_FLOATS = (np.float32, np.float16, np.float64, ml_dtypes.bfloat16)
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"} | {
+    f"{letter}{bits}": f"{kind}{bits}" for letter, kind in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)
+}
 
 
 def import_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Config, Params]:
@@ -33,6 +34,12 @@ def import_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Con
     With `config`, the folder's architecture must equal it, and its dtypes and remat policy are kept; without, the folder's
     architecture comes with T5Config's defaults. Raises UserError for missing, unexpected, misshapen or unreadable tensors.
     """
+    config, leaves = open_hf(folder, config)
+    return config, unflatten({path: to_numpy(leaf, config.param_dtype) for path, leaf in leaves.items()})
+
+
+def open_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Config, Leaves]:
+    """What `import_hf` reads, with names and shapes checked and no weight read yet (but copies of the embedding compared)."""
     folder = Path(folder)
     values = read_config(folder)
     tensors, weights_file = _open_weights(folder)
@@ -44,15 +51,14 @@ def import_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Con
     sources = hf_format.leaf_sources(config)
     _check_names(sources, tensors, config, weights_file)
 
-    params: dict[str, np.ndarray] = {}
+    leaves: Leaves = {}
     for path, leaf in flatten(param_shapes(config)).items():
-        layers = leaf.shape[0] if "/layers/" in path else 1
-        shape = leaf.shape[1:] if "/layers/" in path else leaf.shape
-        array = np.empty((layers, *shape), jnp.dtype(config.param_dtype))
-        for layer, key in enumerate(sources[path].keys(layers)):
-            array[layer] = _read(tensors, key, shape, sources[path].transpose, weights_file)
-        params[path] = array if "/layers/" in path else array[0]
-    return config, unflatten(params)
+        source, is_stacked = sources[path], "/layers/" in path
+        shape = leaf.shape[1:] if is_stacked else leaf.shape
+        keys = source.keys(leaf.shape[0] if is_stacked else 1)
+        layers = [_check_tensor(tensors[key], key, shape, source.transpose, weights_file) for key in keys]
+        leaves[path] = stack(layers) if is_stacked else layers[0]
+    return config, leaves
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,7 +103,7 @@ def _is_tied(values: dict[str, Any], tensors: Tensors, folder: Path) -> bool:
         return True
     if not scaled:
         return False
-    if "shared.weight" in tensors and np.array_equal(tensors["lm_head.weight"](), tensors["shared.weight"]()):
+    if "shared.weight" in tensors and equal(tensors["lm_head.weight"], tensors["shared.weight"]):
         return True
     raise UserError(
         f"{folder} has its own lm_head.weight, but its config.json has scale_decoder_outputs (or tie_word_embeddings) = true; "
@@ -109,30 +115,27 @@ def _check_names(sources: dict[str, hf_format.Source], tensors: Tensors, config:
     layers = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers, "token_embedder": 1}
     wanted = {key for path, source in sources.items() for key in source.keys(layers[path.split("/")[0]])}
     if missing := wanted - tensors.keys():
-        raise UserError(f"{file} lacks {_some(missing)}; the file is incomplete or of another model.")
+        raise UserError(f"{file} lacks {some(missing)}; the file is incomplete or of another model.")
     repeats = [key for key in (*hf_format.COPIES_OF_EMBEDDING, "lm_head.weight") if key in tensors and key not in wanted]
     if extra := tensors.keys() - wanted - set(repeats) - set(hf_format.IGNORED):
-        raise UserError(f"{file} holds {_some(extra)}, which this T5 has no place for; it is of another model.")
+        raise UserError(f"{file} holds {some(extra)}, which this T5 has no place for; it is of another model.")
     for key in repeats:
-        if not np.array_equal(tensors[key](), tensors["shared.weight"]()):
+        if not equal(tensors[key], tensors["shared.weight"]):
             raise UserError(
                 f"{file} holds a {key} that differs from shared.weight; models with several embeddings are not supported."
             )
 
 
-def _read(tensors: Tensors, key: str, shape: tuple[int, ...], transpose: bool, file: str) -> np.ndarray:
-    try:
-        array = tensors[key]()
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{file}: the tensor {key} cannot be read ({error}); copy the file again.") from None
+def _check_tensor(tensor: Leaf, key: str, shape: tuple[int, ...], transpose: bool, file: str) -> Leaf:
+    """The tensor as one layer of our tree has it, of this shape."""
     expected = shape[::-1] if transpose else shape
-    if array.shape != expected:
+    if tensor.shape != expected:
         raise UserError(
-            f"{file}: {key} has the shape {list(array.shape)}, but config.json wants {list(expected)}; copy both again."
+            f"{file}: {key} has the shape {list(tensor.shape)}, but config.json wants {list(expected)}; copy both again."
         )
-    if array.dtype not in _FLOATS:
-        raise UserError(f"{file}: {key} is {array.dtype}, but weights must be float32, float16 or bfloat16.")
-    return array.T if transpose else array
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{file}: {key} is {tensor.dtype}, but weights must be float32, float16 or bfloat16.")
+    return transposed(tensor, (1, 0)) if transpose else tensor
 
 
 def _open_weights(folder: Path) -> tuple[Tensors, str]:
@@ -156,16 +159,26 @@ def _open_shards(index: Path, read: Callable[[Path], Tensors]) -> Tensors:
         if key not in shards[name]:
             raise UserError(f"{index} says that {key} is in {name}, but it is not; copy the folder again.")
     if unlisted := {key for shard in shards.values() for key in shard} - weight_map.keys():
-        raise UserError(f"The shards of {index} hold {_some(unlisted)}, which the index does not list; copy the folder again.")
+        raise UserError(f"The shards of {index} hold {some(unlisted)}, which the index does not list; copy the folder again.")
     return {key: shards[name][key] for key, name in weight_map.items()}
 
 
 def _open_safetensors(file: Path) -> Tensors:
+    def leaf(handle: Any, key: str) -> Leaf:
+        def read(index: Index) -> np.ndarray:
+            # Opened for each part: the pages of a file that stays mapped count as this process's memory.
+            with safe_open(file, framework="numpy") as handle:
+                return handle.get_slice(key)[index]
+
+        found = handle.get_slice(key)
+        dtype = np.dtype(_DTYPES.get(found.get_dtype(), "object"))
+        return file_leaf(f"{file}: the tensor {key}", found.get_shape(), dtype, read)
+
     try:
-        handle = safe_open(file, framework="numpy")
+        with safe_open(file, framework="numpy") as handle:
+            return {key: leaf(handle, key) for key in handle.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read ({error}); it is missing or truncated, so copy it again.") from None
-    return {key: partial(handle.get_tensor, key) for key in handle.keys()}  # noqa: SIM118 (it is no dict)
 
 
 def _open_bin(file: Path) -> Tensors:
@@ -180,14 +193,12 @@ def _open_bin(file: Path) -> Tensors:
             f"{file} cannot be read ({str(error).splitlines()[0]}); it is missing or truncated, so copy it again."
         ) from None
 
-    def to_numpy(tensor: Any) -> np.ndarray:
-        if tensor.dtype == torch.bfloat16:
-            return tensor.float().numpy().astype(ml_dtypes.bfloat16)
-        return tensor.numpy()
+    def leaf(key: str, tensor: Any) -> Leaf:
+        def read(index: Index) -> np.ndarray:
+            part = tensor[index]
+            return part.float().numpy().astype(ml_dtypes.bfloat16) if part.dtype == torch.bfloat16 else part.numpy()
 
-    return {key: partial(to_numpy, tensor) for key, tensor in state.items()}
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        return file_leaf(f"{file}: the tensor {key}", tensor.shape, dtype, read)
 
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return {key: leaf(key, tensor) for key, tensor in state.items()}
