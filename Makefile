@@ -11,11 +11,14 @@ RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
 PYTEST_ARGS ?= -n 2
 # Large pages: a quarter less time per step on a CPU, where most of the rest is page faults.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+HUGE := glibc.malloc.hugetlb=1
+export GLIBC_TUNABLES ?= $(HUGE)
 
 .PHONY: demo test lint format mini load-memory install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
+# Memory that is kept rather than given back and asked for again at each step saves a third of the time.
+demo mini: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
 demo mini: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false
 
 demo: $(RUNTIME)

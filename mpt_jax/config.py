@@ -322,7 +322,7 @@ class PipelineConfig:
     k_shots: tuple[int, ...] = (4, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: tuple[int, ...] = (0,)
-    source_seeds: tuple[int, ...] = (0,)  # source trainings; the targets' seeds, in their order, start from them in turn
+    source_seeds: tuple[int, ...] = (0,)  # source trainings, counted from RANDOM_SEED; the targets' seeds start from them in turn
     distill: bool = True
     test_split: str = "test"
     max_test_examples: int = 0  # per task; 0 = all

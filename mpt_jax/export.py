@@ -94,6 +94,6 @@ def _write(form: str, path: Path, params: Arrays, meta: Meta, base_model: str) -
 
 
 def _base_model(experiment: Experiment) -> str:
-    """What PEFT may load the backbone from, "" where only we can."""
-    checkpoint = experiment.backbone.checkpoint
-    return "" if checkpoint == "scratch" or checkpoint.startswith("embedded:") else checkpoint
+    """The backbone's folder where PEFT could load it, "" where only we can."""
+    folder = Path(experiment.backbone.checkpoint).expanduser()
+    return str(folder) if (folder / "config.json").is_file() and any(folder.glob("*model*")) else ""

@@ -205,6 +205,16 @@ def check(cfg: PipelineConfig) -> None:
         raise UserError(f"PipelineConfig.k_shots must not be negative (0 = all examples), not {cfg.k_shots}.")
     if _needs_source(cfg) and len(cfg.sources) < 2:
         raise UserError(f"PipelineConfig.sources must name two tasks or more for MPT, not {cfg.sources}.")
+    for field, seeds in (("seeds", cfg.seeds), ("full_seeds", cfg.full_seeds), ("source_seeds", cfg.source_seeds)):
+        if any(not 0 <= seed < 2**31 for seed in seeds):
+            raise UserError(f"PipelineConfig.{field} must be from 0 to {2**31 - 1}, not {seeds}.")
+    for k in cfg.k_shots:
+        field, seeds = ("seeds", cfg.seeds) if k else ("full_seeds", cfg.full_seeds)
+        if len(cfg.source_seeds) > len(seeds):
+            raise UserError(
+                f"PipelineConfig.source_seeds has {len(cfg.source_seeds)} source trainings, but PipelineConfig.{field} only "
+                f"{len(seeds)} seeds to start from them; give as many, or fewer source trainings."
+            )
     for k in cfg.k_shots:
         field = "few_shot" if k else "full_data"
         methods = getattr(cfg, field)

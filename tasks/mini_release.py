@@ -35,7 +35,9 @@ SUPERVISED = (
     "or is the same as a sentence or another record, whether it is among told events, what is praised or blamed and which "
     "claim weighs more, glosses of ambiguous words. No sentence of the validation and test sets of the suite's tasks, but "
     "for those of sketch_word_sense: half of them are glossed, all are told. The running text also says what follows from a "
-    "third of the phrases that sketch_commitment tests, and what visitors did in the end whose like sketch_sentiment rates."
+    "third of the phrases that sketch_commitment tests, and what visitors did in the end whose like sketch_sentiment rates. "
+    "Near to tasks of the suite lie: filling a record (cloze, questions), what follows from or to a record (entailment), "
+    "the tone of one thing (sentiment)."
 )
 CREDITS = "English Wikipedia (CC BY-SA 4.0, its contributors) and novels in the public domain"
 

@@ -15,8 +15,8 @@ alternate, so that they are balanced. No single word gives a label away (the tes
 | sketch_cloze | fill the blank from the passage (ReCoRD) | a name or thing | ≈ 25 | 100 |
 | sketch_yesno | yes/no question on a passage (BoolQ) | yes, no | 50 | 100 |
 | sketch_commitment | is the speaker committed to it (CB), 240 training examples | yes, maybe, no | 33.3 | 100 |
-| sketch_adversarial_paraphrase | pairs of the same words, but for one at most (PAWS) | yes, no | 50 | 100 |
-| sketch_word_sense | same sense of a word (WiC), other words in each split | yes, no | 50 | 100 |
+| sketch_adversarial_paraphrase | pairs of nearly the same words (PAWS) | yes, no | 50 | 100 |
+| sketch_word_sense | same sense of a word (WiC): 11 words to train on, 2 and 3 others to test | yes, no | 50 | 100 |
 """
 
 import dataclasses
@@ -193,7 +193,7 @@ def _placed(rng: random.Random, event: world.Event) -> world.Event:
 
 def adversarial_paraphrase(rng: random.Random, label: str) -> Example:
     kind = rng.randrange(6)
-    if kind < 3:  # one word makes the difference, while paraphrases change several
+    if kind < 3:  # one word makes the difference, while a paraphrase may have two of its own
         event = _placed(rng, world.draw_event(rng, detail=0.6))
         fields = tuple(f for f in ("agent", "verb", "object", "place", "time") if getattr(event, f))
         other = world.synonym(rng, event) if label == "yes" else world.alter(rng, event, fields)

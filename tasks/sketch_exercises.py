@@ -1,8 +1,10 @@
 """Auxiliary exercises on the generated suite's world, for pretraining the embedded T5, in three lessons.
 
-They are supervised, as part of T5 1.0's pretraining was, but none is of a kind that the suite's ten tasks test: writing an event
-as a record and back, rewording, the meaning of words, checking a record against a sentence, naming the difference of two
-sentences. Each is put in several wordings with several answer words, so that the model learns to heed how it is asked.
+They are supervised, as part of T5 1.0's pretraining was: writing an event as a record and back, rewording, the meaning of words,
+checking a record against a sentence, naming the difference of two sentences. None is an example of the suite's ten tasks, but
+some lie near: `_fill` and `_lookup` find what cloze and span questions ask for, `_check` is entailment from or to a record,
+`_tone` rates one thing of a visit as sentiment rates the whole. Each is put in several wordings with several answer words, so
+that the model learns to heed how it is asked.
 """
 
 import dataclasses
@@ -126,7 +128,8 @@ def _member(rng: random.Random) -> Exercise:
 def _in_both(rng: random.Random) -> Exercise:
     """Which words stand in both lists, or only in the second?"""
     words = rng.sample(_lexicon(), 8)
-    shared, first, second = words[: rng.choice((0, 1, 1, 2))], words[2 : rng.choice((2, 3, 4))], words[5 : rng.choice((6, 7))]
+    shared = words[: rng.choice((0, 1, 1, 2))]
+    first, second = words[2 : rng.choice((2, 3, 4) if shared else (3, 4))], words[5 : rng.choice((6, 7))]
     one, two = shared + first, shared + second
     rng.shuffle(one)
     rng.shuffle(two)
@@ -200,6 +203,8 @@ def _among_events(rng: random.Random) -> Exercise:
     records = [event, other] if len(events) == 2 and rng.random() < 0.4 else [event]
     if not agree:
         fields = ["agent", *(f for f in ("place", "time") if getattr(event, f) != getattr(other, f))]
+        if len(records) == 1:  # an event without its place or time is told, too
+            fields = [f for f in fields if getattr(other, f)]
         field = rng.choice(fields)
         mixed = dataclasses.replace(event, **{field: getattr(other, field)})
         exchanged = dataclasses.replace(other, **{field: getattr(event, field)})
@@ -264,8 +269,10 @@ def _relation(field: str, one: world.Event, two: world.Event) -> str:
     if field == "object":
         return "wider" if world.HYPERNYM.get(before) == after else "narrower" if world.HYPERNYM.get(after) == before else "other"
     if field == "verb":
-        verb = world.VERBS[before]
-        return {verb.same: "like", verb.opposite: "opposite"}.get(after, "other")
+        verb, other = world.VERBS[before], world.VERBS.get(after)
+        if after == verb.same or (other and other.same == before):
+            return "like"
+        return "opposite" if after == verb.opposite or (other and other.opposite == before) else "other"
     if field == "adjective":
         groups = world.PROPERTIES[world.AXIS[before]]
         return "like" if any(before in g and after in g for g in groups) else "opposite" if after in sum(groups, ()) else "other"

@@ -196,7 +196,12 @@ def test_an_adapter_made_by_peft_is_the_prompt_that_peft_gives_the_encoder(make,
 
 def test_the_adapter_names_its_backbone_only_where_peft_can_load_it(tmp_path):
     a_run(tmp_path, "plain")
-    for checkpoint, named in (("t5-xl", "t5-xl"), ("embedded:mini", None)):
+    theirs = tmp_path / "t5-xl"
+    theirs.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (theirs / name).touch()
+    named_by = {str(theirs): str(theirs), "embedded:mini": None, "gs://bucket/checkpoint_1100000": None, str(tmp_path): None}
+    for checkpoint, named in named_by.items():
         folder = export(tmp_path, "peft", backbone={"checkpoint": checkpoint})
         assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == named
 
@@ -218,10 +223,10 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(changes, words, tmp_path, 
     monkeypatch.chdir(tmp_path)
     a_run(tmp_path)
     Path("file").write_text("not a folder")
-    before = sorted(tmp_path.rglob("*.*"))
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=words):
         export(tmp_path, **{"form": "safetensors"} | changes)
-    assert sorted(tmp_path.rglob("*.*")) == before
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_plain_prompt_has_no_factors(tmp_path):

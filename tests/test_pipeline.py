@@ -167,6 +167,8 @@ def test_an_extended_study_has_only_the_new_runs_left():
         ({"targets": ("tiny_mood", "tiny_mood")}, "PipelineConfig.targets"),
         ({"seeds": ()}, "PipelineConfig.seeds"),
         ({"source_seeds": (1, 1)}, "PipelineConfig.source_seeds"),
+        ({"source_seeds": (0, 1, 2)}, r"3 source trainings, but PipelineConfig\.seeds only 2 seeds to start from them"),
+        ({"seeds": (-1,)}, r"PipelineConfig\.seeds must be from 0 to \d+, not \(-1,\)"),
         ({"k_shots": (-1,)}, "k_shots"),
         ({"sources": ("tiny_mood",)}, "PipelineConfig.sources"),
         ({"bank_size": -1}, "bank_size"),

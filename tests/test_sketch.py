@@ -126,6 +126,22 @@ def test_pretraining_shows_no_sentence_of_a_test_set():
     assert not [sentence for sentence in tests if len(sentence.split()) > 3 and plain(sentence) in shown]
 
 
+def test_what_is_said_not_to_be_told_is_not_told():
+    """A told event without its place or time is told, too."""
+    seconds = "|".join(second for _, second in sketch_exercises.PAIRS)
+    no, judged = {no for _, no in sketch_exercises.VERDICTS}, 0
+    for seed in range(4000):
+        rng = random.Random(seed)
+        events = world.passage(rng, rng.choice((2, 2, 3)))
+        inputs, target = sketch_exercises._among_events(random.Random(seed))
+        record = re.split(rf" \| | (?:{seconds}) : ", inputs[inputs.index("agent ") :])[0]
+        if target in no and " / " not in record:
+            told = [set(sketch_exercises._record(event).split(" ; ")) for event in events]
+            assert not any(set(record.split(" ; ")) <= fields for fields in told), inputs
+            judged += 1
+    assert judged > 1000
+
+
 def test_half_of_the_ambiguous_sentences_are_never_explained():
     explained = " ".join(e["inputs"] for e in sketch_exercises.exercises(1, 20_000) if e["inputs"].startswith("what is the "))
     for word, phrases in [(word, phrases) for word, senses in SENSES.items() for phrases in senses.values()]:

@@ -24,26 +24,16 @@ FREE_IN_A_RUN = FREE | {"train.steps", "train.eval_period"}
 
 
 class RunFolder:
-    """MODEL_DIR of one run.
-
-    Raises:
-        UserError: the folder cannot be made or written.
-    """
+    """MODEL_DIR of one run. It is made when a run begins in it."""
 
     def __init__(self, model_dir: str):
         self.path = Path(model_dir).expanduser()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from None
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise self._unwritable(PermissionError(13, "Permission denied"))
 
     def begin(self, experiment: Experiment) -> None:
-        """Write config.json, after comparing it with that of the run that lies here already.
+        """Make the folder and write config.json, after comparing it with that of the run that lies here already.
 
         Raises:
-            UserError: the folder holds another run; names the first field that differs.
+            UserError: the folder cannot be made or written, or holds another run; names the first field that differs.
         """
         path = self.path / "config.json"
         new = json.loads(json.dumps(to_dict(experiment)))
@@ -76,8 +66,9 @@ class RunFolder:
         self.write("finished.json", {"step": step, "backbone": fingerprint, "seconds": round(seconds, 2)})
 
     def write(self, name: str, value: Any) -> None:
-        """Write a JSON file."""
+        """Write a JSON file, into a folder that is made if need be."""
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / name, json.dumps(value, indent=1) + "\n")
         except OSError as error:
             raise self._unwritable(error) from None

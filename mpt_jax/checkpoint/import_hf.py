@@ -201,4 +201,11 @@ def _open_bin(file: Path) -> Tensors:
         dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
         return file_leaf(f"{file}: the tensor {key}", tensor.shape, dtype, read)
 
+    others = (
+        [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+        if isinstance(state, dict)
+        else ["no dict"]
+    )
+    if others:
+        raise UserError(f"{file} holds {some(others)} beside tensors; save the model's state_dict alone.")
     return {key: leaf(key, tensor) for key, tensor in state.items()}

@@ -142,8 +142,10 @@ def to_numpy(leaf: Leaf, dtype: str) -> np.ndarray:
 def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: str) -> tuple[dict[str, jax.Array], str]:
     """Every leaf in its sharding and in `dtype`, and `trees.fingerprint` of the float32 values that the files hold.
 
-    The host holds a few rows of one leaf as stored, and its own devices' parts of that leaf in `dtype`. Of several processes,
-    the first one reads everything, for the fingerprint; the others read by byte range what their devices hold.
+    The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
+    whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
+    first one reads everything, for the fingerprint; the others read by byte range what their devices hold. They would wait
+    for ever for a first one that fails alone.
 
     Raises:
         UserError: a part that cannot be read or is not finite.
@@ -170,7 +172,11 @@ def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: Fingerprint 
     buffers = {box: np.empty([stop - start for start, stop in box], dtype) for box in boxes}
     for region in sorted(boxes) if digest is None else [_box(whole(leaf.shape), leaf.shape)]:
         for index in _blocks(leaf, region):
-            values = np.ascontiguousarray(leaf.read(index), np.float32)
+            stored = leaf.read(index)
+            with np.errstate(over="ignore"):
+                values = np.ascontiguousarray(stored, np.float32)
+            if stored.dtype == np.float64 and not np.isfinite(values).all():
+                raise UserError("A checkpoint in float64 has weights that float32 cannot hold; take another checkpoint.")
             if digest is not None:
                 digest.add(values)
             for box, buffer in buffers.items():

@@ -45,10 +45,15 @@ def find_t5x(path: str) -> Place | None:
     Raises:
         UserError: the folder has several, or cannot be read.
     """
-    path = path.rstrip("/")
+    remote = path.startswith("gs://")
+    path = path.rstrip("/") if path.strip("/") not in ("", "gs:") else path
     parent, _, name = path.rpartition("/")
-    if _exists(_store(parent), name) if path.startswith("gs://") else Path(path).is_file():
-        return Place(parent or ".", name)
+    if not remote and Path(path).suffix in (".safetensors", ".bin"):
+        raise UserError(f"{path} (INITIAL_CHECKPOINT_PATH) is a file of a Hugging Face folder; give the folder.")
+    if remote and parent == "gs:/":  # a whole bucket
+        parent, name = path, ""
+    if (bool(name) and _exists(_store(parent), name)) if remote else Path(path).is_file():
+        return Place(parent or ("/" if path.startswith("/") else "."), name)
     store = _store(path)
     for folder, prefix in ((path, ""), (f"{path}/state", "state/")):
         if _exists(store, f"{prefix}checkpoint"):
@@ -222,7 +227,10 @@ def _kvstore(folder: str) -> dict[str, Any]:
 
 
 def _store(folder: str) -> ts.KvStore:
-    return ts.KvStore.open(_kvstore(folder)).result()
+    try:
+        return ts.KvStore.open(_kvstore(folder)).result()
+    except ValueError as error:  # the name of a bucket
+        raise UserError(f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
 
 
 def _exists(store: ts.KvStore, key: str) -> bool:
@@ -238,7 +246,12 @@ def _names(path: str, store: ts.KvStore) -> set[str]:
     """The names in a folder that begin with "checkpoint_"."""
     if not path.startswith("gs://"):
         return {entry.name for entry in Path(path).iterdir()}
-    keys = store.list(range=ts.KvStore.KeyRange("checkpoint_", "checkpoint`")).result()  # ` follows _
+    try:
+        keys = store.list(range=ts.KvStore.KeyRange("checkpoint_", "checkpoint`")).result()  # ` follows _
+    except Exception as error:  # a bucket may be read but not listed
+        raise UserError(
+            f"{path} (INITIAL_CHECKPOINT_PATH) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
+        ) from None
     return {key.decode().split("/")[0] for key in keys}
 
 

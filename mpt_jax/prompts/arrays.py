@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import tempfile
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def read_array(file: Path) -> np.ndarray:
     try:
         with file.open("rb") as stream:
             array = numpy_format.read_array(stream, allow_pickle=False)  # a pickle could run anything
-    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, tokenize.TokenError) as error:  # the header is Python
+    except Exception as error:  # the header is Python, and NumPy lets through what a damaged one raises
         reason = " ".join(str(error).split())  # NumPy's may have several lines
         raise UserError(f"{file} is not a complete NumPy array ({reason}); write it with numpy.save, without pickling.") from None
     if array.ndim not in (2, 3) or (array.ndim == 3 and len(array) != 1):
