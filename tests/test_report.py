@@ -170,3 +170,15 @@ def test_bars_start_at_zero_and_the_same_study_gives_the_same_picture():
     axes = figures.scores_by_method(study()).axes
     assert all(axis.get_ylim()[0] == 0 for axis in axes)
     assert figures.to_svg(figures.scores_by_method(study())) == figures.to_svg(figures.scores_by_method(study()))
+
+
+@pytest.mark.parametrize("ks", [(4,), (4, 16), (4, 16, 0), (4, 16, 32, 0)])
+def test_a_legend_is_not_cut_off(ks):
+    rows = [
+        *study(ks=ks),
+        *(record("model_tuning", f"x_{task}", k, seed, 50.0) for k in ks for task in "ab" for seed in (0, 1, 2)),
+    ]
+    for figure in (figures.scores_by_method(rows), figures.scores_by_task(rows, ks[0])):
+        figure.draw_without_rendering()
+        box, page_ = figure.legends[0].get_window_extent(), figure.bbox
+        assert page_.x0 <= box.x0 and box.x1 <= page_.x1

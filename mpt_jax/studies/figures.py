@@ -351,9 +351,9 @@ def _reference_handles(records: Records, tasks: Sequence[str]) -> list[Line2D]:
 
 
 def _legend(figure: Figure, handles: list[Any]) -> None:
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=8, handlelength=2.4, columnspacing=1.4
-    )
+    """Below everything, in as many columns as the figure is wide enough for."""
+    columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.25)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, handlelength=2.4, columnspacing=1.4)
 
 
 def _two_lines(label: str) -> str:
