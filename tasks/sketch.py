@@ -25,6 +25,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import seqio
 
@@ -193,47 +194,57 @@ def _placed(rng: random.Random, event: world.Event) -> world.Event:
 
 def adversarial_paraphrase(rng: random.Random, label: str) -> Example:
     kind = rng.randrange(6)
-    if kind < 3:  # one word makes the difference, while a paraphrase may have two of its own
-        event = _placed(rng, world.draw_event(rng, detail=0.6))
-        fields = tuple(f for f in ("agent", "verb", "object", "place", "time") if getattr(event, f))
-        other = world.synonym(rng, event) if label == "yes" else world.alter(rng, event, fields)
-        first, second = world.sentence(event, rng), world.sentence(other, rng)
-        if first == second:
-            second = world.sentence(other, form="active" if first != world.sentence(other, form="active") else "passive")
-        facts = f"{event}"
-    elif kind == 3:  # who did it to whom
-        event = _placed(rng, world.draw_event(rng, person=1.0, detail=0.6))
-        other = event if label == "yes" else dataclasses.replace(event, agent=event.object, object=event.agent)
-        forms = rng.choice((("active", "passive"), ("passive", "active"), ("active", "fronted"), ("passive", "passive")))
-        if label == "yes" and forms not in (("active", "passive"), ("passive", "active")):
-            forms = ("active", "passive")  # the same words would be no paraphrase to find
-        first, second = (world.sentence(e, form=f) for e, f in zip((event, other), forms, strict=True))
-        facts = f"{event}"
-    else:  # which of two did which
-        one, two = world.passage(rng, 2)
-        if label == "yes":
-            others = [one, two]
-        elif kind == 4:
-            others = [dataclasses.replace(one, agent=two.agent), dataclasses.replace(two, agent=one.agent)]
-        else:
-            fields_ = (
-                {"place": two.place, "time": two.time, "adjective": two.adjective}
-                if not one.about_person and not two.about_person
-                else {}
-            )
-            fields_ = {k: v for k, v in fields_.items() if v != getattr(one, k)} or {"agent": two.agent}
-            field = rng.choice(sorted(fields_))
-            others = [
-                dataclasses.replace(one, **{field: getattr(two, field)}),
-                dataclasses.replace(two, **{field: getattr(one, field)}),
-            ]
-        if rng.random() < 0.5:
-            others.reverse()
-        first, second = _both(rng, one, two), _both(rng, *others)
-        if first == second:
-            second = _both(rng, others[1], others[0])
-        facts = f"{sorted(map(str, (one, two)))}"
+    if kind < 3:
+        first, second, facts = _other_word(rng, label)
+    elif kind == 3:
+        first, second, facts = _other_roles(rng, label)
+    else:
+        first, second, facts = _other_event(rng, label, swap_agents=kind == 4)
     return _join(sentence1=first, sentence2=second), label, facts
+
+
+def _other_word(rng: random.Random, label: str) -> Example:
+    """One word makes the difference, while a paraphrase may have two of its own; sentences and facts."""
+    event = _placed(rng, world.draw_event(rng, detail=0.6))
+    fields = tuple(f for f in ("agent", "verb", "object", "place", "time") if getattr(event, f))
+    other = world.synonym(rng, event) if label == "yes" else world.alter(rng, event, fields)
+    first, second = world.sentence(event, rng), world.sentence(other, rng)
+    if first == second:
+        active = world.sentence(other, form="active")
+        second = active if first != active else world.sentence(other, form="passive")
+    return first, second, f"{event}"
+
+
+def _other_roles(rng: random.Random, label: str) -> Example:
+    """Who did it to whom; sentences and facts."""
+    event = _placed(rng, world.draw_event(rng, person=1.0, detail=0.6))
+    other = event if label == "yes" else dataclasses.replace(event, agent=event.object, object=event.agent)
+    forms = rng.choice((("active", "passive"), ("passive", "active"), ("active", "fronted"), ("passive", "passive")))
+    if label == "yes" and forms not in (("active", "passive"), ("passive", "active")):
+        forms = ("active", "passive")  # the same words would be no paraphrase to find
+    first, second = (world.sentence(e, form=f) for e, f in zip((event, other), forms, strict=True))
+    return first, second, f"{event}"
+
+
+def _other_event(rng: random.Random, label: str, swap_agents: bool) -> Example:
+    """Which of two did which, or where, when and with what; sentences and facts."""
+    one, two = world.passage(rng, 2)
+    others = [one, two]
+    if label == "no":
+        fields = {"agent": two.agent}
+        if not swap_agents and not one.about_person and not two.about_person:
+            details = {"place": two.place, "time": two.time, "adjective": two.adjective}
+            fields = {k: v for k, v in details.items() if v != getattr(one, k)} or fields
+        field = "agent" if swap_agents else rng.choice(sorted(fields))
+        swapped: dict[str, Any] = {field: getattr(two, field)}
+        back: dict[str, Any] = {field: getattr(one, field)}
+        others = [dataclasses.replace(one, **swapped), dataclasses.replace(two, **back)]
+    if rng.random() < 0.5:
+        others.reverse()
+    first, second = _both(rng, one, two), _both(rng, *others)
+    if first == second:
+        second = _both(rng, others[1], others[0])
+    return first, second, f"{sorted(map(str, (one, two)))}"
 
 
 def word_sense(rng: random.Random, label: str) -> Example:

@@ -330,3 +330,11 @@ def test_export_to_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written to"):
         export_hf(random_params(V1_1), V1_1, tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("state", [{"state_dict": {}, "epoch": 3}, [1]])
+def test_a_bin_with_more_than_tensors_is_told(state: Any, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin holds .* beside tensors; save the model's state_dict alone"):
+        import_hf(folder)

@@ -15,6 +15,7 @@ import t5x_reference as t5x
 from hf_reference import V1_0, V1_1, random_params
 
 from mpt_jax.checkpoint.backbone import load_backbone
+from mpt_jax.checkpoint.t5x_files import find_t5x
 from mpt_jax.config import BackboneConfig, T5Config
 from mpt_jax.errors import UserError
 from mpt_jax.trees import fingerprint, flatten
@@ -254,3 +255,15 @@ def test_an_array_in_another_format_is_named(folder: Path) -> None:
     edit(folder, lambda tree: tree["optimizer"]["target"]["token_embedder"]["embedding"].update(driver="n5"))
     with pytest.raises(UserError, match="target/token_embedder/embedding is .*'n5'.*, which is no array of T5X's"):
         load(folder)
+
+
+@pytest.mark.parametrize("path", ["gs://", "gs:///x/checkpoint_1", "gs://My Bucket/x", "gs://T5-Data/x"])
+def test_a_name_that_no_bucket_has_is_told(path: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be opened .*give gs://BUCKET/"):
+        find_t5x(path)
+
+
+def test_a_weights_file_is_told_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"model\.safetensors .* is a file of a Hugging Face folder; give the folder"):
+        find_t5x(str(tmp_path / "model.safetensors"))

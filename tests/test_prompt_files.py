@@ -262,3 +262,11 @@ def test_a_broken_adapter_is_an_error(tmp_path):
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="no prompt file .*adapter_model.safetensors; .*safe_serialization"):
         load_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["(99999999999999999999, 3)", "(True, 4)"])
+def test_a_damaged_array_header_is_one_sentence(shape, tmp_path):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    (tmp_path / "p.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match=r"p\.npy is not a complete NumPy array"):
+        load_prompts(tmp_path / "p.npy")

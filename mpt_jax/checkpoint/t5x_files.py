@@ -45,14 +45,11 @@ def find_t5x(path: str) -> Place | None:
     Raises:
         UserError: the folder has several, or cannot be read.
     """
-    remote = path.startswith("gs://")
     path = path.rstrip("/") if path.strip("/") not in ("", "gs:") else path
-    parent, _, name = path.rpartition("/")
-    if not remote and Path(path).suffix in (".safetensors", ".bin"):
+    if not path.startswith("gs://") and Path(path).suffix in (".safetensors", ".bin"):
         raise UserError(f"{path} (INITIAL_CHECKPOINT_PATH) is a file of a Hugging Face folder; give the folder.")
-    if remote and parent == "gs:/":  # a whole bucket
-        parent, name = path, ""
-    if (bool(name) and _exists(_store(parent), name)) if remote else Path(path).is_file():
+    if _is_file(path):
+        parent, _, name = path.rpartition("/")
         return Place(parent or ("/" if path.startswith("/") else "."), name)
     store = _store(path)
     for folder, prefix in ((path, ""), (f"{path}/state", "state/")):
@@ -231,6 +228,13 @@ def _store(folder: str) -> ts.KvStore:
         return ts.KvStore.open(_kvstore(folder)).result()
     except ValueError as error:  # the name of a bucket
         raise UserError(f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
+
+
+def _is_file(path: str) -> bool:
+    if not path.startswith("gs://"):
+        return Path(path).is_file()
+    parent, _, name = path.rpartition("/")
+    return parent != "gs:/" and _exists(_store(parent), name)  # a bucket's name alone is none
 
 
 def _exists(store: ts.KvStore, key: str) -> bool:
