@@ -64,6 +64,7 @@ def prompt_losses(
     """Mean cross-entropy per target token of examples `rows` under each prompt [K,P,D] → [K] float64."""
     total, tokens = np.zeros(len(prompts)), 0.0
     evaluate = _make_losses(backbone.model)
+    batch_size = min(batch_size, 1 << (len(rows) - 1).bit_length())  # a few examples fill no large batch
     for begin in range(0, len(rows), batch_size):
         part = rows[begin : begin + batch_size]
         filled = np.concatenate([part, np.full(batch_size - len(part), part[-1])])  # one shape, one compilation
