@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
 from mpt_jax import __version__
-from mpt_jax.checkpoint.folder import RunFolder, write_text
+from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, nearest, to_dict
 from mpt_jax.errors import UserError
+from mpt_jax.files import write_text
 from mpt_jax.gin_bindings import Parsed, gin_literal, parse
 from mpt_jax.resolve import DEFAULT, Setting
 
@@ -98,6 +99,10 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--model_dir", default="", metavar="DIR", help="the run's folder (report only; elsewhere --gin.MODEL_DIR)"
     )
+    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--vocabulary", default="", metavar="FILE", help="SentencePiece file or 'bytes' (import and export SRC DST only)"
+    )
     parser.add_argument("--version", action="version", version=f"mpt_jax {__version__}")
     parser.epilog = f"commands:\n  {commands.replace(chr(10), chr(10) + '  ')}\n\n{EPILOG}"
     if not argv:
@@ -108,6 +113,8 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.command not in COMMANDS:
         hint = nearest(arguments.command, COMMANDS) or f" There are {', '.join(COMMANDS)}."
         raise UserError(f"There is no command '{arguments.command}'.{hint}")
+    if arguments.paths and arguments.command not in ("import", "export"):
+        raise UserError(f"{arguments.command} takes no '{arguments.paths[0]}'; see python -m mpt_jax --help.")
     if arguments.model_dir and arguments.command != "report":
         raise UserError(f"--model_dir is for report; give {arguments.command} --gin.MODEL_DIR={arguments.model_dir}.")
     return arguments
@@ -168,7 +175,25 @@ def _infer(arguments: argparse.Namespace) -> None:
     run_infer(experiment)
 
 
+def _import(arguments: argparse.Namespace) -> None:
+    if len(arguments.paths) != 2:
+        raise UserError("import needs two paths: import SRC DST (a checkpoint, and the new folder).")
+    from mpt_jax.convert import run_import
+
+    source, target = arguments.paths
+    run_import(source, target, arguments.vocabulary)
+
+
 def _export(arguments: argparse.Namespace) -> None:
+    """Prompts as `ExportConfig` says or, with two paths, a whole backbone."""
+    if arguments.paths:
+        if len(arguments.paths) != 2 or arguments.gin_file or arguments.bindings:
+            raise UserError("export takes either gin flags, for prompts, or two paths, for a backbone: export SRC DST.")
+        from mpt_jax.convert import run_export_model
+
+        source, target = arguments.paths
+        run_export_model(source, target, arguments.vocabulary)
+        return
     experiment = _configuration(arguments).experiment()
     from mpt_jax.export import run_export
 
@@ -246,7 +271,8 @@ COMMANDS = {
     "train": _Command(_train, "train prompts (or, with model_tuning, the whole model); the same command again resumes"),
     "evaluate": _Command(_evaluate, "score the run in MODEL_DIR on each task's evaluation split"),
     "infer": _Command(_infer, "InferConfig.input_file (JSONL with a task name) → InferConfig.output_file"),
-    "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output, for NumPy, T5X's prompt-tuning or PEFT"),
+    "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that loads fast and is checked at each load"),
+    "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),

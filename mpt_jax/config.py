@@ -18,6 +18,9 @@ PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file"
 EXPORT_FORMATS = ("safetensors", "npy", "t5x", "peft", "peft_mpt")
 
 
+NUMERICS = ("dropout_rate", "dtype", "param_dtype", "remat")  # of T5Config; the other fields are the architecture
+
+
 @dataclasses.dataclass(frozen=True)
 class T5Config:
     """Architecture and numerics of a T5 (sizes: Raffel et al. 2020; 1.1: t5x `examples/t5/t5_1_1`)."""
@@ -53,9 +56,10 @@ class T5Config:
 class BackboneConfig:
     """Where the frozen T5 comes from."""
 
-    checkpoint: str  # "embedded:mini", a T5X checkpoint, a Hugging Face folder, a run of ours that tuned a model, or "scratch"
+    # "embedded:mini", a T5X checkpoint, a Hugging Face folder, what `import` wrote, a run that tuned a model, or "scratch"
+    checkpoint: str
     architecture: T5Config
-    vocabulary: str = ""  # SentencePiece file; "" takes the one that lies beside the weights (T5X's have none)
+    vocabulary: str = ""  # SentencePiece file or "bytes" (ByT5); "" takes what lies beside the weights (T5X's have none)
     mimetic_heads: int = 0  # "scratch" only: heads of each attention that start by attending to equal tokens (`mimetic`)
 
 

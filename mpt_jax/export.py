@@ -49,8 +49,11 @@ def run_export(experiment: Experiment) -> Path:
         )
     output = Path(cfg.output).expanduser()
     parts = {"": (params, meta)} if cfg.format == "safetensors" else split(params, meta, factored=cfg.format == "peft_mpt")
+    paths = {name: output / (f"{name}.npy" if name and cfg.format == "npy" else name) for name in parts}
+    for name, (_, its_meta) in parts.items():  # all before the first is written
+        _check_target(cfg.format, paths[name], its_meta)
     for name, (one, its_meta) in parts.items():
-        path = output / (f"{name}.npy" if name and cfg.format == "npy" else name)
+        path = paths[name]
         _write(cfg.format, path, one, its_meta, _base_model(experiment))
         task_id = "{}=" if cfg.format == "peft_mpt" else ""  # what PEFT's forward pass asks for
         print(f"{', '.join(task_id.format(n) + task for n, task in enumerate(its_meta['tasks'])) or 'prompt'}: {path}")
@@ -72,15 +75,25 @@ def split(params: Arrays, meta: Meta, factored: bool) -> dict[str, tuple[Arrays,
     return {name: choose_stream(params, meta, n) for n, name in enumerate(names)}
 
 
-def _write(form: str, path: Path, params: Arrays, meta: Meta, base_model: str) -> None:
-    """One part of a bank, or with "safetensors" the whole."""
+def _file_of(form: str, path: Path, meta: Meta) -> Path:
+    """The file with the prompt itself."""
     steps = meta.get("steps")
     numbered = t5x_file(path, steps if isinstance(steps, int) else 0)
-    file = numbered if form == "t5x" else path / MODEL_NAME if form.startswith("peft") else path
+    return numbered if form == "t5x" else path / MODEL_NAME if form.startswith("peft") else path
+
+
+def _check_target(form: str, path: Path, meta: Meta) -> None:
+    """UserError unless the file is free, or one that may be written over."""
+    file = _file_of(form, path, meta)
     if file.is_dir():
         raise UserError(f"ExportConfig.output '{file}' is a folder; give the path of the file to write.")
     if file.exists() and file.samefile(meta["path"]):
         raise UserError(f"ExportConfig.output '{path}' is what is to be exported; give another path.")
+
+
+def _write(form: str, path: Path, params: Arrays, meta: Meta, base_model: str) -> None:
+    """One part of a bank, or with "safetensors" the whole."""
+    file = _file_of(form, path, meta)
     if form == "safetensors":
         save_prompts(file, params, meta)
     elif form == "peft_mpt":

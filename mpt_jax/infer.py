@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from mpt_jax import setup
-from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.config import Experiment
 from mpt_jax.data.cache import mixture_tasks
 from mpt_jax.data.records import read_records
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import predict_tokens
+from mpt_jax.files import write_text
 
 Row = dict[str, Any]
 LINE = "\0line"  # where a row carries its number, which no field of a file is called

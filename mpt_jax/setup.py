@@ -17,7 +17,7 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
 from mpt_jax.data.cache import TokenCache, open_task
-from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import logical_axes
 from mpt_jax.partitioning import make_mesh, replicated, tree_sharding
@@ -67,7 +67,7 @@ def find_streams(experiment: Experiment) -> Streams:
 
 def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
     """The backbone's vocabulary. UserError when it has more ids than the model."""
-    vocabulary = Vocabulary(backbone.vocabulary)
+    vocabulary = load_vocabulary(backbone.vocabulary)
     check_vocabulary(vocabulary, experiment.backbone.architecture)
     return vocabulary
 

@@ -50,15 +50,11 @@ def count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-class Fingerprint:
-    """`fingerprint` of a tree that is never whole in memory: its leaves in the order of their paths, each in any pieces."""
+class LeafDigest:
+    """A hash of one leaf that is never whole in memory: of its shape and of its values as float32, in any pieces."""
 
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def begin(self, path: str, shape: tuple[int, ...]) -> None:
-        """The next leaf; its values follow."""
-        self._digest.update(f"{path}{shape}".encode())
+    def __init__(self, shape: tuple[int, ...]):
+        self._digest = hashlib.sha256(str(shape).encode())
 
     def add(self, values: np.ndarray) -> None:
         """The next values of the leaf, in C order."""
@@ -66,14 +62,22 @@ class Fingerprint:
         self._digest.update(values.data)  # hashed in place: a copy of an XXL matrix as bytes would double its memory
 
     def result(self) -> str:
-        return self._digest.hexdigest()[:16]
+        """64 hex digits."""
+        return self._digest.hexdigest()
+
+
+def combine(digests: Mapping[str, str]) -> str:
+    """The fingerprint of a tree from the digests of its leaves by their paths: 16 hex digits."""
+    lines = "".join(f"{path} {digest}\n" for path, digest in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def fingerprint(tree: Tree) -> str:
     """16 hex digits that change with any path, shape or value (values are compared as float32)."""
-    digest = Fingerprint()
-    for path, leaf in sorted(flatten(tree).items()):
+    digests = {}
+    for path, leaf in flatten(tree).items():
         values = np.asarray(leaf)
-        digest.begin(path, values.shape)
+        digest = LeafDigest(values.shape)
         digest.add(values)
-    return digest.result()
+        digests[path] = digest.result()
+    return combine(digests)

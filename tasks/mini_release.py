@@ -22,7 +22,7 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.config import BackboneConfig, DataConfig, T5Config
 from mpt_jax.data.cache import TokenCache, mixture_tasks, open_task
 from mpt_jax.data.sampling import Loader, stream_data
-from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.progress import read_history
 from tasks import pretrain
@@ -49,7 +49,7 @@ def release(runs: list[Path], target: Path) -> dict[str, Any]:
     backbone = load_backbone(BackboneConfig(str(runs[-1]), architecture))
     export_hf(jax.device_get(backbone.params), architecture, target, dtype="float32")
     shutil.copyfile(backbone.vocabulary, target / "sentencepiece.model")
-    vocabulary = Vocabulary(backbone.vocabulary)
+    vocabulary = load_vocabulary(backbone.vocabulary)
     card = {
         "name": "mini",
         "what": "a T5 1.1 small enough for a laptop, uncased; for demonstrations and tests of prompt tuning, not for use",

@@ -17,6 +17,7 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.import_t5x import open_t5x
 from mpt_jax.checkpoint.t5x_files import find_t5x
 from mpt_jax.config import BackboneConfig, PartitionConfig
+from mpt_jax.convert import run_import
 from mpt_jax.models.t5 import logical_axes
 from mpt_jax.partitioning import make_mesh, tree_sharding
 from mpt_jax.trees import flatten, unflatten
@@ -71,6 +72,8 @@ def main(folder):
         t5x.write_single(folder / "checkpoint_3", t5x.target_of(params), 1000),
         t5x.write_orbax(folder / "checkpoint_4", t5x.target_of(params)),
     ]
+    run_import(str(checkpoints[0]), str(folder / "own"))
+    checkpoints.append(folder / "own")
     assert len({load_and_compare(checkpoint, mesh) for checkpoint in checkpoints}) == 1
     for checkpoint in checkpoints[1:3]:
         read_by_shards(checkpoint, mesh)

@@ -1,7 +1,8 @@
 """`make load-memory`: peak host memory of loading a T5 1.1 large from float32 files, in bfloat16 and on one CPU device.
 
-Writes random weights as a Hugging Face folder and as a T5X checkpoint (3 GB each), loads each in a process of its own and
-prints by how much its resident memory rose at most, next to the size of the weights. Linux only; minutes. `SIZE=small` is quick.
+Writes random weights as a Hugging Face folder and as a T5X checkpoint (3 GB each) and imports the first as ours, loads each in a
+process of its own and prints by how much its resident memory rose at most, next to the size of the weights. Linux only;
+minutes. `SIZE=small` is quick.
 """
 
 import os
@@ -19,13 +20,14 @@ import t5x_reference as t5x
 from mpt_jax.checkpoint.backbone import load_backbone
 from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.config import BackboneConfig, T5Config
+from mpt_jax.convert import run_import
 from mpt_jax.models.t5 import count_parameters, param_shapes
 
 SIZES = {
     "large": T5Config(32128, 1024, 64, 16, 2816, 24, 24, param_dtype="bfloat16"),
     "small": T5Config(32128, 512, 64, 6, 1024, 8, 8, param_dtype="bfloat16"),
 }
-KINDS = ("hf", "checkpoint_1100000")
+KINDS = ("hf", "checkpoint_1100000", "own")
 MOST = 1.15  # of the weights' own size, without the process as it was before
 
 
@@ -68,14 +70,26 @@ def load(config, checkpoint):
         assert rise <= MOST * weights, f"more than {MOST:.0%} of the weights"
 
 
+def convert(config, folder):
+    """Imports the Hugging Face folder: how far memory rises is told, too."""
+    np.asarray(jax.numpy.zeros(8))
+    Path("/proc/self/clear_refs").write_text("5")
+    before, began = status("VmRSS"), time.perf_counter()
+    run_import(str(folder / "hf"), str(folder / "own"))
+    seconds, rise = time.perf_counter() - began, status("VmHWM") - before
+    largest = max(leaf.size for leaf in jax.tree.leaves(param_shapes(config))) * 4 / 2**20
+    print(f"import: peak {rise:.0f} MiB, the largest leaf {largest:.0f} MiB, {seconds:.0f} s", flush=True)
+
+
 def main():
     config = SIZES[os.environ.get("SIZE", "large")]
     if len(sys.argv) == 3:
-        {"write": write, "load": load}[sys.argv[1]](config, Path(sys.argv[2]))
+        {"write": write, "import": convert, "load": load}[sys.argv[1]](config, Path(sys.argv[2]))
         return
     folder = Path(tempfile.mkdtemp())
     try:
-        subprocess.run([sys.executable, __file__, "write", str(folder)], check=True)
+        for step in ("write", "import"):
+            subprocess.run([sys.executable, __file__, step, str(folder)], check=True)
         for kind in KINDS:
             subprocess.run([sys.executable, __file__, "load", str(folder / kind)], check=True)
     finally:

@@ -18,7 +18,7 @@ from tiny import make_vocabulary
 from mpt_jax import metrics
 from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import TokenCache, function_spec, load_function, mixture_tasks, open_task
-from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -73,7 +73,7 @@ TASKS = """
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    return Vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
+    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
 
 
 @dataclasses.dataclass
@@ -90,9 +90,9 @@ class Place:
             import os, signal, sys
             from mpt_jax.config import DataConfig
             from mpt_jax.data.cache import mixture_tasks, open_task
-            from mpt_jax.data.vocabulary import Vocabulary
+            from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
             data = DataConfig(**{dataclasses.asdict(self.data)!r})
-            vocabulary = Vocabulary({str(self.folder / "sentencepiece.model")!r})
+            vocabulary = load_vocabulary({str(self.folder / "sentencepiece.model")!r})
         """
         environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", "PYTHONDONTWRITEBYTECODE": "1"}
         script = textwrap.dedent(start) + textwrap.dedent(code)
@@ -206,7 +206,7 @@ def test_a_change_of_what_is_asked_for_is_another_cache(place, vocabulary, tmp_p
     other = tmp_path / "other.model"
     make_vocabulary(other)
     other.write_bytes(other.read_bytes() + b"\x12\x00")  # an empty trainer_spec: the same pieces, other bytes
-    assert open_task(place.data, task, "train", Vocabulary(other)).folder != first.folder
+    assert open_task(place.data, task, "train", load_vocabulary(other)).folder != first.folder
     assert open_task(place.data, task, "train", vocabulary).folder == first.folder
     assert len(variants(place)) == 3
 
@@ -317,10 +317,10 @@ def test_vocabulary_mistakes(vocabulary, tmp_path):
     with pytest.raises(UserError, match=f"128 more than the {vocabulary.vocab_size} ids .* set BackboneConfig.vocabulary"):
         check_vocabulary(vocabulary, dataclasses.replace(CONFIG, vocab_size=vocabulary.vocab_size + 128))
     with pytest.raises(UserError, match="Cannot read the vocabulary"):
-        Vocabulary(tmp_path / "none.model")
+        load_vocabulary(tmp_path / "none.model")
     (tmp_path / "text.model").write_text("not a model")
     with pytest.raises(UserError, match="is not a SentencePiece model"):
-        Vocabulary(tmp_path / "text.model")
+        load_vocabulary(tmp_path / "text.model")
 
 
 def test_repr_and_counts(place, vocabulary):

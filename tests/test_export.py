@@ -229,6 +229,16 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(changes, words, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_bank_is_written_whole_or_not_at_all(tmp_path):
+    """One of its files cannot be written: none is."""
+    a_run(tmp_path)
+    taken = tmp_path / "out" / "sst2.npy"
+    taken.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"sst2\.npy' is a folder"):
+        export(tmp_path, "npy", output=str(taken.parent))
+    assert list(taken.parent.iterdir()) == [taken]
+
+
 def test_a_plain_prompt_has_no_factors(tmp_path):
     a_run(tmp_path, "plain")
     with pytest.raises(UserError, match=r"'peft_mpt', but .*prompts.safetensors holds prompts of the method 'plain'; use 'peft'"):

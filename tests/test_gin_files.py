@@ -38,8 +38,19 @@ SMALL = (
     "PROMPT_LENGTH=4",
     "TrainConfig.tensorboard=False",
 )
-# Table 4 of Lester et al. 2021; T5 1.0 base has 222.9M parameters.
+# Table 4 of Lester et al. 2021; T5 1.0 base has 222.9M parameters; mT5 and ByT5 have 300M, 582M, 1.23B, 3.74B and 12.9B each
+# (Xue et al. 2022, Table 1).
 COUNTS = {
+    "mt5_small": 300_176_768,
+    "mt5_base": 582_401_280,
+    "mt5_large": 1_229_581_312,
+    "mt5_xl": 3_742_619_648,
+    "mt5_xxl": 12_921_057_280,
+    "byt5_small": 299_637_760,
+    "byt5_base": 581_653_248,
+    "byt5_large": 1_228_183_552,
+    "byt5_xl": 3_737_801_728,
+    "byt5_xxl": 12_906_899_328,
     "t5_1_1_small": 76_961_152,
     "t5_1_1_base": 247_577_856,
     "t5_1_1_large": 783_150_080,

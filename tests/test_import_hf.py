@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.config import BackboneConfig, T5Config
 from mpt_jax.errors import UserError
-from mpt_jax.models import init_params, param_shapes
+from mpt_jax.models import T5, init_params, param_shapes
+from mpt_jax.prompted_t5 import forward
 from mpt_jax.trees import flatten
 
 
@@ -204,7 +206,7 @@ def test_broken_shards_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
         import_hf(tmp_path / "nowhere")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
@@ -246,6 +248,34 @@ def test_tied_or_untied_by_what_is_in_the_file(folders: dict[str, Path], folder:
         import_hf(tied)
 
 
+def test_mt5_is_a_t5_by_another_name(tmp_path: Path) -> None:
+    """A folder that transformers' MT5 writes gives its logits."""
+    config = transformers.MT5Config(
+        vocab_size=53, d_model=24, d_kv=5, num_heads=3, d_ff=40, num_layers=2, num_decoder_layers=2, decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MT5ForConditionalGeneration(config).eval()
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(53, 24))
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "mt5"
+    found, params = import_hf(tmp_path)
+    assert found == V1_1
+    inputs, targets = np.array([[5, 9, 2, 0], [3, 3, 7, 8]]), np.array([[0, 4], [0, 6]])
+    batch = {"encoder_tokens": inputs, "decoder_input_tokens": targets}
+    ours = forward(T5(found), params, jax.tree.map(jnp.asarray, batch), None).logits
+    with torch.no_grad():
+        ids, decoder = torch.tensor(inputs), torch.tensor(targets)
+        theirs = model(input_ids=ids, attention_mask=ids > 0, decoder_input_ids=decoder).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4 * theirs.std())
+
+
+def test_umt5_is_refused_by_name(folder: Path) -> None:
+    edit_config(folder, model_type="umt5")
+    with pytest.raises(UserError, match="has model_type='umt5'; only t5 and mt5 are supported"):
+        import_hf(folder)
+
+
 UNSUPPORTED = {
     "model_type": "bart",
     "feed_forward_proj": "gated-silu",
@@ -274,7 +304,7 @@ def test_backbone_from_a_folder(folder: Path) -> None:
     (folder / "spiece.model").write_bytes(b"vocabulary")
     backbone = load_backbone(backbone_config(str(folder)))
     assert backbone.model.config == V1_1
-    assert backbone.vocabulary == folder / "spiece.model"
+    assert backbone.vocabulary == str(folder / "spiece.model")
     assert_equal(backbone.params, import_hf(folder)[1])
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(backbone.params))
 
@@ -294,7 +324,7 @@ def test_backbone_from_a_run_that_tuned_a_model(tmp_path: Path) -> None:
     export_hf(params, V1_1, tmp_path / "run" / "model", vocabulary=vocabulary)
     backbone = load_backbone(backbone_config(str(tmp_path / "run")))
     assert_equal(backbone.params, params)
-    assert backbone.vocabulary.read_bytes() == b"vocabulary"
+    assert Path(backbone.vocabulary).read_bytes() == b"vocabulary"
 
 
 def test_backbone_from_scratch_only_when_asked_for(tmp_path: Path) -> None:

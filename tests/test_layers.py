@@ -10,11 +10,11 @@ SOURCES = sorted((ROOT / "mpt_jax").rglob("*.py"))
 
 # The longest matching name decides. A module may import its own level and the levels below.
 LEVELS = {
-    0: "__init__ errors shapes config trees progress",
+    0: "__init__ errors shapes config trees files progress",
     1: "models prompts losses decoding metrics",
     2: "prompts.arrays prompts.peft prompts.files prompts.init prompted_t5 distill optim partitioning data",
     3: "train_state checkpoint",
-    4: "setup monitor train evaluate infer export",
+    4: "setup monitor train evaluate infer export convert",
     5: "stages transfer pipeline studies",
     6: "resolve gin_bindings cli __main__",
 }
@@ -84,7 +84,7 @@ def test_only_cache_building_imports_seqio_and_tensorflow():
 
 def test_tests_only_libraries_stay_in_tests():
     assert importers("transformers") | importers("peft") == set()
-    assert importers("torch") <= {"mpt_jax/checkpoint/hf_format.py", "mpt_jax/checkpoint/import_hf.py"}
+    assert importers("torch") <= {"mpt_jax/checkpoint/hf_format.py", "mpt_jax/checkpoint/hf_files.py"}
 
 
 def test_pure_layer_touches_no_files():

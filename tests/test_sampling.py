@@ -10,7 +10,7 @@ from tiny import make_vocabulary
 from mpt_jax.data import build
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, stream_data
-from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.shapes import BATCH_SHAPES
 
@@ -19,7 +19,7 @@ LENGTHS = {"inputs": 6, "targets": 4}
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    return Vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
+    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tiny import make_vocabulary
 
 from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import mixture_tasks, open_task
-from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 
 REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -65,7 +65,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    return Vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
+    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_real_tasks(data, monkeypatch):
 
     monkeypatch.setenv("MPT_JAX_DATA", str(REAL_DATA / "tasks"))
     files.register()
-    vocabulary = Vocabulary(REAL_DATA / "t5_vocab" / "sentencepiece.model")
+    vocabulary = load_vocabulary(REAL_DATA / "t5_vocab" / "sentencepiece.model")
     data = dataclasses.replace(data, lengths={"inputs": 256, "targets": 32})
     for task, sizes in REAL.items():
         caches = [open_task(data, f"files_{task}", split, vocabulary) for split in ("validation", "test")]

@@ -8,18 +8,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from mpt_jax.checkpoint.import_hf import open_hf
-from mpt_jax.checkpoint.import_t5x import open_t5x
+from mpt_jax.checkpoint import storage
+from mpt_jax.checkpoint.hf_files import find_weights
+from mpt_jax.checkpoint.import_hf import check_architecture, open_hf
+from mpt_jax.checkpoint.import_t5x import open_t5x, t5x_architecture
 from mpt_jax.checkpoint.leaves import Leaves, load
+from mpt_jax.checkpoint.own import Card, check_digests, open_own, read_card
 from mpt_jax.checkpoint.t5x_files import find_t5x
 from mpt_jax.config import BackboneConfig, T5Config, nearest
+from mpt_jax.data.vocabulary import BYTES
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import T5, Params, init_params, logical_axes, mimetic, param_shapes
 from mpt_jax.partitioning import tree_sharding
 from mpt_jax.trees import fingerprint, flatten, unflatten
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-WEIGHTS = ("model.safetensors*", "pytorch_model.bin*")  # of a Hugging Face folder
 VOCABULARY_NAMES = ("sentencepiece.model", "spiece.model")
 
 
@@ -27,23 +30,36 @@ class Backbone(NamedTuple):
     model: T5
     params: Params  # jax.Arrays of `model.config.param_dtype`
     fingerprint: str  # of the checkpoint in float32: the same whatever param_dtype it is loaded with
-    vocabulary: Path  # SentencePiece file
+    vocabulary: str  # local SentencePiece file, or "bytes"
+
+
+class Opened(NamedTuple):
+    """A checkpoint of which no weight is in memory yet."""
+
+    folder: str
+    config: T5Config
+    leaves: Leaves
+    vocabulary: str  # local SentencePiece file, "bytes", or "" where the checkpoint has none
+    card: Card | None  # of a folder of ours
 
 
 def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None, mesh: Mesh | None = None) -> Backbone:
     """Loads the backbone that `cfg` names; its architecture must be exactly `cfg.architecture`.
 
-    `cfg.checkpoint` is "embedded:NAME", a T5X checkpoint, a Hugging Face folder, a run of ours that tuned a model, or
-    "scratch", which draws random weights from `key` and happens for no other value. The parameters lie on `mesh` by their
-    logical axes, or without one on the first device; from files they are streamed there. Raises UserError for whatever does
-    not fit.
+    `cfg.checkpoint` is "embedded:NAME", a T5X checkpoint, a Hugging Face folder, one that `import` wrote, a run of ours that
+    tuned a model, or "scratch", which draws random weights from `key` and happens for no other value. The parameters lie on
+    `mesh` by their logical axes, or without one on the first device; from files they are streamed there. Raises UserError for
+    whatever does not fit.
     """
     config = cfg.architecture
     config.validate()
     if cfg.checkpoint != "scratch":
-        leaves, vocabulary = _open(cfg)
-        params, digest = load(leaves, flatten(_shardings(config, mesh)), config.param_dtype)
-        return Backbone(T5(config), unflatten(params), digest, vocabulary)
+        opened = open_checkpoint(cfg.checkpoint, config)
+        vocabulary = _vocabulary(cfg, opened)
+        loaded = load(opened.leaves, flatten(_shardings(config, mesh)), config.param_dtype)
+        if opened.card is not None:
+            check_digests(opened.card, loaded.fingerprint, loaded.digests, opened.folder)
+        return Backbone(T5(config), unflatten(loaded.arrays), loaded.fingerprint, vocabulary)
     if key is None:
         raise UserError("BackboneConfig.checkpoint='scratch' is for training only; give the folder of a trained model.")
     vocabulary = _vocabulary(cfg, None)
@@ -53,6 +69,34 @@ def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None, mesh: Mesh 
     return Backbone(T5(config), jax.device_put(drawn, _shardings(config, mesh)), digest, vocabulary)
 
 
+def open_checkpoint(checkpoint: str, config: T5Config | None = None) -> Opened:
+    """Opens a checkpoint by the kind of its files.
+
+    With `config`, the checkpoint's architecture must equal it, and its numerics are kept; without, the architecture is what the
+    checkpoint says or shows. Raises UserError for what is no checkpoint or does not fit.
+    """
+    folder = checkpoint.rstrip("/") if storage.is_remote(checkpoint) else str(locate(checkpoint))
+    is_folder = storage.is_remote(folder) or Path(folder).is_dir()
+    card = read_card(folder) if is_folder else None
+    if card is not None:
+        if config is not None:
+            check_architecture(config, card.architecture, folder)
+        leaves = open_own(folder, card)
+        return Opened(folder, config or card.architecture, leaves, _vocabulary_beside(folder, card), card)
+    if is_folder and find_weights(folder) is not None:
+        found, leaves = open_hf(folder, config)
+        return Opened(folder, found, leaves, _vocabulary_beside(folder), None)
+    place = find_t5x(folder)
+    if place is None:
+        raise UserError(
+            f"The checkpoint folder {folder} (INITIAL_CHECKPOINT_PATH) holds no model; give a T5X checkpoint "
+            "(checkpoint_<step>), a Hugging Face folder with weights, one that `import` wrote, or a finished run that "
+            "tuned a model."
+        )
+    config = config or t5x_architecture(place)
+    return Opened(folder, config, open_t5x(place, config), _vocabulary_beside(folder) if is_folder else "", None)
+
+
 def _shardings(config: T5Config, mesh: Mesh | None) -> Any:
     """The place of each parameter, as a tree."""
     shapes = param_shapes(config)
@@ -60,22 +104,6 @@ def _shardings(config: T5Config, mesh: Mesh | None) -> Any:
         return tree_sharding(shapes, logical_axes(config), mesh)
     device = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda _: device, shapes)
-
-
-def _open(cfg: BackboneConfig) -> tuple[Leaves, Path]:
-    """The checkpoint's leaves, by the kind of its files, and the vocabulary; no weight is in memory yet."""
-    folder = None if cfg.checkpoint.startswith("gs://") else locate(cfg.checkpoint)
-    if folder is not None and any(file.is_file() for pattern in WEIGHTS for file in folder.glob(pattern)):
-        vocabulary = _vocabulary(cfg, folder)
-        return open_hf(folder, cfg.architecture)[1], vocabulary
-    place = find_t5x(str(folder or cfg.checkpoint))
-    if place is None:
-        raise UserError(
-            f"The checkpoint folder {folder or cfg.checkpoint} (INITIAL_CHECKPOINT_PATH) holds no model; give a T5X checkpoint "
-            "(checkpoint_<step>), a local Hugging Face folder with weights or a finished run that tuned a model."
-        )
-    vocabulary = _vocabulary(cfg, folder)
-    return open_t5x(place, cfg.architecture), vocabulary
 
 
 def locate(checkpoint: str) -> Path:
@@ -93,23 +121,42 @@ def locate(checkpoint: str) -> Path:
     if not checkpoint or not folder.exists():
         raise UserError(
             f"The checkpoint folder '{checkpoint}' (INITIAL_CHECKPOINT_PATH) does not exist; "
-            "give a T5X checkpoint, a Hugging Face folder, 'embedded:mini', or 'scratch' to train from random weights."
+            "give a T5X checkpoint, a Hugging Face folder, one that `import` wrote, 'embedded:mini', or 'scratch' to train from "
+            "random weights."
         )
     if (folder / "model" / "config.json").exists() and not (folder / "model.safetensors").exists():
         return folder / "model"  # a run of ours that tuned the whole model; its own config.json is the run's
     return folder
 
 
-def _vocabulary(cfg: BackboneConfig, folder: Path | None) -> Path:
+def _vocabulary_beside(folder: str, card: Card | None = None) -> str:
+    """The vocabulary that lies in a checkpoint's folder, copied here from a bucket; "" where there is none."""
+    if card is not None and card.vocabulary in ("", BYTES):
+        return card.vocabulary
+    store = storage.open_store(folder)
+    for name in VOCABULARY_NAMES:
+        if storage.exists(store, name):
+            return str(storage.local_copy(f"{folder}/{name}"))
+    tokenizer = storage.read_json(folder, "tokenizer_config.json") or {}
+    return BYTES if tokenizer.get("tokenizer_class") == "ByT5Tokenizer" else ""
+
+
+def _vocabulary(cfg: BackboneConfig, opened: Opened | None) -> str:
+    """The configured vocabulary or, where none is, the checkpoint's own. UserError for a missing one."""
+    if cfg.vocabulary == BYTES:
+        return BYTES
     if cfg.vocabulary:
-        path = Path(cfg.vocabulary).expanduser()
+        path = storage.local_copy(cfg.vocabulary)
         if not path.is_file():
             raise UserError(f"BackboneConfig.vocabulary '{cfg.vocabulary}' does not exist; give a SentencePiece .model file.")
-        return path
-    for name in VOCABULARY_NAMES if folder else ():
-        if folder is not None and (folder / name).is_file():
-            return folder / name
-    where = f"{folder or cfg.checkpoint} has no {' or '.join(VOCABULARY_NAMES)}"
-    if cfg.checkpoint == "scratch":
-        where = "A backbone from scratch has no vocabulary of its own"
-    raise UserError(f"{where}; set BackboneConfig.vocabulary to the SentencePiece file.")
+        return str(path)
+    if opened is None:
+        raise UserError(
+            "A backbone from scratch has no vocabulary of its own; set BackboneConfig.vocabulary to the SentencePiece file."
+        )
+    if not opened.vocabulary:
+        raise UserError(
+            f"{opened.folder} has no {' or '.join(VOCABULARY_NAMES)}; set BackboneConfig.vocabulary to the SentencePiece file "
+            "(or to 'bytes' for a ByT5)."
+        )
+    return opened.vocabulary

@@ -5,13 +5,13 @@ finished.json   {"step", "backbone", "seconds"}, written last; such a run is not
 """
 
 import json
-import os
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 from mpt_jax.config import Experiment, to_dict
 from mpt_jax.errors import UserError
+from mpt_jax.files import write_text
 
 # What two calls may differ in and still be of one experiment: places, speed, what is written when.
 FREE = frozenset(
@@ -75,13 +75,6 @@ class RunFolder:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"Cannot write into MODEL_DIR '{self.path}' ({error.strerror}); give a folder that you may write to.")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def differences(old: Any, new: Any, free: Set[str], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

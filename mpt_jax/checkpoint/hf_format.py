@@ -36,7 +36,8 @@ ARCHITECTURE = {  # our field: (Hugging Face's, its default where config.json le
     "relpos_max_distance": ("relative_attention_max_distance", 128),
     "norm_epsilon": ("layer_norm_epsilon", 1e-6),
 }
-_FIXED = {"model_type": "t5", "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_encoder_decoder": True}
+MODEL_TYPES = ("t5", "mt5")  # mT5 is a T5 1.1 by another name; ByT5 calls itself t5; UMT5 has other position biases
+_FIXED = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "is_encoder_decoder": True}
 
 
 def leaf_sources(config: T5Config) -> dict[str, Source]:
@@ -74,6 +75,11 @@ def leaf_sources(config: T5Config) -> dict[str, Source]:
 
 def parse_config(values: dict[str, Any], tie_embeddings: bool, file: str) -> T5Config:
     """Hugging Face's config.json → ours. What this code cannot reproduce is refused by field, not approximated."""
+    if values.get("model_type", "t5") not in MODEL_TYPES:
+        raise UserError(
+            f"{file} has model_type={values['model_type']!r}; only {' and '.join(MODEL_TYPES)} are supported, so this model "
+            "cannot be imported."
+        )
     for field, wanted in _FIXED.items():
         if values.get(field, wanted) != wanted:
             raise UserError(
@@ -101,8 +107,11 @@ def parse_config(values: dict[str, Any], tie_embeddings: bool, file: str) -> T5C
 def outputs_are_scaled(values: dict[str, Any]) -> bool:
     """Whether this config multiplies the decoder's output by D**-0.5 (T5 1.0).
 
-    transformers 5 writes `scale_decoder_outputs` and always `tie_word_embeddings=true`; before, the latter stood for both.
+    transformers 5 writes `scale_decoder_outputs` and always `tie_word_embeddings=true`; before, the latter stood for both. An
+    mT5 is never scaled, and transformers 5 writes only the latter for it (`modeling_mt5.py`).
     """
+    if values.get("model_type") == "mt5":
+        return False
     scaled = values.get("scale_decoder_outputs")
     return values.get("tie_word_embeddings") is not False if scaled is None else bool(scaled)
 
@@ -112,6 +121,7 @@ def to_hf_config(config: T5Config, dtype: str) -> dict[str, Any]:
     values = {theirs: getattr(config, field) for field, (theirs, _) in ARCHITECTURE.items()}
     return {
         "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
         **_FIXED,
         **values,
         "feed_forward_proj": config.activation,

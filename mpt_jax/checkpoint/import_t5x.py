@@ -7,6 +7,7 @@ apart: [D,H,K], and [H,K,D] of `out`. A checkpoint has no configuration, so the 
 Strict as `import_hf`: every leaf is filled, every array of the target is used, shapes must agree.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,46 @@ class Source(NamedTuple):
 
     keys: list[str]
     is_scanned: bool = False
+
+
+def t5x_architecture(place: Place) -> T5Config:
+    """The architecture that the names and shapes of a T5X checkpoint show.
+
+    They show all but the reach of position biases (128) and the norms' epsilon (1e-6), which T5X never changes, and the gate's
+    function, which is gelu in every published T5 1.1.
+
+    Raises:
+        UserError: arrays by which a T5 is known are missing.
+    """
+    found = open_target(place)
+
+    def array(*ends: str) -> tuple[str, tuple[int, ...]]:
+        for end in ends:
+            if path := next((path for path in sorted(found) if path == end or path.endswith(f"/{end}")), None):
+                return path, found[path].shape
+        raise UserError(f"{place.name} is no T5, for it has no target/…/{ends[0]}; give a T5X checkpoint of a T5.")
+
+    def layers(side: str) -> int:
+        numbers = {part for path in found if path.startswith(f"{side}/layers_") for part in path.split("/")[1:2]}
+        return len(numbers) or array(f"{side}/{side}/mlp/wo/kernel", f"{side}/layers/mlp/wo/kernel")[1][1]
+
+    vocab_size, d_model = array("token_embedder/embedding")[1]
+    heads, *_, buckets = array(*RELPOS_SCANNED)[1]
+    query, query_shape = array("attention/query/kernel")
+    joined_kv = math.prod(query_shape[1 if "/layers_" in query else 2 :])
+    hidden, hidden_shape = array("mlp/wi_0/kernel", "mlp/wi/kernel")
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=joined_kv // heads,
+        num_heads=heads,
+        d_ff=hidden_shape[-1],
+        num_encoder_layers=layers("encoder"),
+        num_decoder_layers=layers("decoder"),
+        activation="gated-gelu" if "wi_0" in hidden else "relu",
+        tie_embeddings="decoder/logits_dense/kernel" not in found,
+        relpos_buckets=buckets,
+    )
 
 
 def open_t5x(place: Place, config: T5Config) -> Leaves:

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from mpt_jax.errors import UserError
-from mpt_jax.trees import Fingerprint
+from mpt_jax.trees import LeafDigest, combine
 
 Index = tuple[slice, ...]  # one slice for each axis, with its start and stop and no step
 Box = tuple[tuple[int, int], ...]  # the same as (start, stop), which has a hash
@@ -126,21 +127,42 @@ def joined(leaf: Leaf, axis: int) -> Leaf:
 
 def equal(left: Leaf, right: Leaf) -> bool:
     """Whether both hold the same values, compared a few rows at a time."""
-    return left.shape == right.shape and all(
-        np.array_equal(left.read(index), right.read(index)) for index in _blocks(left, _box(whole(left.shape), left.shape))
-    )
+    return left.shape == right.shape and all(np.array_equal(values, right.read(index)) for index, values in blocks(left))
 
 
-def to_numpy(leaf: Leaf, dtype: str) -> np.ndarray:
-    """The whole leaf in host memory."""
-    array = np.empty(leaf.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+def in_memory(arrays: Mapping[str, Any]) -> Leaves:
+    """Arrays (NumPy's or JAX's) as leaves."""
+
+    def leaf(array: Any) -> Leaf:
+        return Leaf(array.shape, np.dtype(array.dtype), (1,) * array.ndim, lambda index: np.asarray(array[index]))
+
+    return {path: leaf(array) for path, array in arrays.items()}
+
+
+def blocks(leaf: Leaf) -> Iterator[tuple[Index, np.ndarray]]:
+    """The whole leaf in C order, in parts of whole rows: (index, values)."""
     for index in _blocks(leaf, _box(whole(leaf.shape), leaf.shape)):
-        array[index] = leaf.read(index)
+        yield index, leaf.read(index)
+
+
+def to_numpy(leaf: Leaf, dtype: str, digest: LeafDigest | None = None) -> np.ndarray:
+    """The whole leaf in host memory. The values that are stored are added to `digest`."""
+    array = np.empty(leaf.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    for index, values in blocks(leaf):
+        array[index] = values
+        if digest is not None:
+            digest.add(values)
     return array
 
 
-def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: str) -> tuple[dict[str, jax.Array], str]:
-    """Every leaf in its sharding and in `dtype`, and `trees.fingerprint` of the float32 values that the files hold.
+class Loaded(NamedTuple):
+    arrays: dict[str, jax.Array]
+    fingerprint: str  # `trees.fingerprint` of the float32 values that the files hold
+    digests: dict[str, str]  # of each leaf (`trees.LeafDigest`); {} in all processes but the first
+
+
+def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: str) -> Loaded:
+    """Every leaf in its sharding and in `dtype`.
 
     The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
     whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
@@ -150,22 +172,22 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     Raises:
         UserError: a part that cannot be read or is not finite.
     """
-    digest = Fingerprint() if jax.process_index() == 0 else None
+    digests: dict[str, str] = {}
     arrays: dict[str, jax.Array] = {}
     with _frugal_malloc(sum(math.prod(leaf.shape) for leaf in leaves.values())):
-        for path in sorted(leaves):  # the fingerprint's order
-            if digest is not None:
-                digest.begin(path, leaves[path].shape)
+        for path in sorted(leaves):
+            digest = LeafDigest(leaves[path].shape) if jax.process_index() == 0 else None
             arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), digest)
+            if digest is not None:
+                digests[path] = digest.result()
             gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
     if jax.process_count() == 1:
-        assert digest is not None
-        return arrays, digest.result()
-    mine = np.frombuffer(bytes.fromhex(digest.result() if digest is not None else "00" * 8), np.uint8)
-    return arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex()
+        return Loaded(arrays, combine(digests), digests)
+    mine = np.frombuffer(bytes.fromhex(combine(digests)), np.uint8)  # the others' is of nothing, and is not asked for
+    return Loaded(arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex(), digests)
 
 
-def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: Fingerprint | None) -> jax.Array:
+def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: LeafDigest | None) -> jax.Array:
     """One leaf on its devices. With a digest it is read whole, else only what this process's devices hold; all of it once."""
     indices = sharding.addressable_devices_indices_map(leaf.shape).values()
     boxes = {_box(index, leaf.shape) for index in indices}

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.errors import UserError
+from mpt_jax.files import write_text
 
 Tree = Any
 

@@ -20,6 +20,7 @@ import tensorstore as ts
 
 from mpt_jax.checkpoint.flax_msgpack import Packed, read_index
 from mpt_jax.checkpoint.leaves import Index, Leaf, Leaves, file_leaf, reason
+from mpt_jax.checkpoint.storage import exists, fetch, is_file, kvstore_spec, list_names, open_store
 from mpt_jax.errors import UserError
 
 TARGETS = (("optimizer", "target"), ("target",), ("params",))  # where a checkpoint keeps its weights
@@ -48,16 +49,17 @@ def find_t5x(path: str) -> Place | None:
     path = path.rstrip("/") if path.strip("/") not in ("", "gs:") else path
     if not path.startswith("gs://") and Path(path).suffix in (".safetensors", ".bin"):
         raise UserError(f"{path} (INITIAL_CHECKPOINT_PATH) is a file of a Hugging Face folder; give the folder.")
-    if _is_file(path):
+    if is_file(path):
         parent, _, name = path.rpartition("/")
         return Place(parent or ("/" if path.startswith("/") else "."), name)
-    store = _store(path)
+    store = open_store(path)
     for folder, prefix in ((path, ""), (f"{path}/state", "state/")):
-        if _exists(store, f"{prefix}checkpoint"):
+        if exists(store, f"{prefix}checkpoint"):
             return Place(folder, "checkpoint")
-        if _exists(store, f"{prefix}manifest.ocdbt") or _exists(store, f"{prefix}_METADATA"):
+        if exists(store, f"{prefix}manifest.ocdbt") or exists(store, f"{prefix}_METADATA"):
             return Place(folder, "")
-    steps = sorted((int(found[1]), name) for name in _names(path, store) if (found := re.fullmatch(r"checkpoint_(\d+)", name)))
+    found = (re.fullmatch(r"checkpoint_(\d+)", name) for name in list_names(path, store, "checkpoint_"))
+    steps = sorted((int(match[1]), match[0]) for match in found if match)
     if len(steps) > 1:
         newest = ", ".join(name for _, name in steps[:-4:-1])
         raise UserError(
@@ -79,9 +81,9 @@ def open_target(place: Place) -> Leaves:
 
 
 def _open_msgpack(place: Place) -> Leaves:
-    store = _store(place.folder)
+    store = open_store(place.folder)
     try:
-        tree = read_index(lambda offset, size: _fetch(store, place.file, offset, size))
+        tree = read_index(lambda offset, size: fetch(store, place.file, offset, size))
     except Exception as error:  # bytes that are no msgpack can fail in any way
         raise UserError(f"{place.name} is no whole T5X checkpoint ({reason(error)}); copy it again.") from None
     target = _target_of(tree, place)
@@ -131,12 +133,12 @@ def _zarr_of(value: Any, name: str) -> tuple[str, dict[str, Any]]:
 
 def _open_orbax(place: Place) -> Leaves:
     """Orbax's arrays, by the names of their metadata files: "target.encoder.…/.zarray"."""
-    store = _store(place.folder)
-    in_database = _exists(store, "manifest.ocdbt")
+    store = open_store(place.folder)
+    in_database = exists(store, "manifest.ocdbt")
     folders: dict[str, tuple[str, dict[str, Any]]] = {}
     try:
         if in_database:
-            store = ts.KvStore.open({"driver": "ocdbt", "base": _kvstore(place.folder)}).result()
+            store = ts.KvStore.open({"driver": "ocdbt", "base": kvstore_spec(place.folder)}).result()
         for prefix in ("target", "params"):
             keys = store.list(range=ts.KvStore.KeyRange(f"{prefix}.", f"{prefix}/")).result()  # / follows .
             names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
@@ -155,9 +157,14 @@ def _open_zarrs(place: Place, folders: dict[str, tuple[str, dict[str, Any]]], in
     context = ts.Context({"cache_pool#nodes": {"total_bytes_limit": _CACHE}})
 
     def begin(folder: str, known: dict[str, Any], assume: bool = False) -> Any:
-        store = _kvstore(f"{place.folder}/{folder}")
+        store = kvstore_spec(f"{place.folder}/{folder}")
         if in_database:
-            store = {"driver": "ocdbt", "base": _kvstore(place.folder), "path": f"{folder}/", "cache_pool": "cache_pool#nodes"}
+            store = {
+                "driver": "ocdbt",
+                "base": kvstore_spec(place.folder),
+                "path": f"{folder}/",
+                "cache_pool": "cache_pool#nodes",
+            }
         # A chunk that is missing would be read as zeros otherwise.
         spec = {"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}
         return ts.open(spec | known, open=True, assume_metadata=assume, context=context)
@@ -201,7 +208,7 @@ def _packed_leaf(store: ts.KvStore, file: str, packed: Packed, name: str) -> Lea
         for offset, size in packed.pieces:
             start, stop = max(first - before, 0), min(last - before, size)
             if start < stop:
-                data.append(_fetch(store, file, offset + start, stop - start))
+                data.append(fetch(store, file, offset + start, stop - start))
             before += size
         values = np.frombuffer(b"".join(data) if len(data) > 1 else data[0], dtype).reshape(-1, *packed.shape[1:])
         return values[(slice(None), *index[1:])]
@@ -213,62 +220,3 @@ def _leaf(name: str, shape: Sequence[int], dtype: np.dtype, read: Callable[[Inde
     if dtype == np.uint16:  # so T5X's version 2 kept the bits of bfloat16
         return file_leaf(name, shape, np.dtype(ml_dtypes.bfloat16), lambda index: read(index).view(ml_dtypes.bfloat16), chunks)
     return file_leaf(name, shape, dtype, read, chunks)
-
-
-def _kvstore(folder: str) -> dict[str, Any]:
-    """TensorStore's specification of a folder."""
-    if folder.startswith("gs://"):
-        bucket, _, path = folder.removeprefix("gs://").partition("/")
-        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/" if path else ""}
-    return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
-
-
-def _store(folder: str) -> ts.KvStore:
-    try:
-        return ts.KvStore.open(_kvstore(folder)).result()
-    except ValueError as error:  # the name of a bucket
-        raise UserError(f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
-
-
-def _is_file(path: str) -> bool:
-    if not path.startswith("gs://"):
-        return Path(path).is_file()
-    parent, _, name = path.rpartition("/")
-    return parent != "gs:/" and _exists(_store(parent), name)  # a bucket's name alone is none
-
-
-def _exists(store: ts.KvStore, key: str) -> bool:
-    try:
-        return store.read(key, byte_range=slice(0, 0)).result().state == "value"
-    except Exception as error:  # no such bucket, no permission, no network
-        raise UserError(
-            f"{store.url}{key} (INITIAL_CHECKPOINT_PATH) cannot be read ({reason(error)}); check the path and your permissions."
-        ) from None
-
-
-def _names(path: str, store: ts.KvStore) -> set[str]:
-    """The names in a folder that begin with "checkpoint_"."""
-    if not path.startswith("gs://"):
-        return {entry.name for entry in Path(path).iterdir()}
-    try:
-        keys = store.list(range=ts.KvStore.KeyRange("checkpoint_", "checkpoint`")).result()  # ` follows _
-    except Exception as error:  # a bucket may be read but not listed
-        raise UserError(
-            f"{path} (INITIAL_CHECKPOINT_PATH) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
-        ) from None
-    return {key.decode().split("/")[0] for key in keys}
-
-
-def _fetch(store: ts.KvStore, key: str, offset: int, size: int) -> bytes:
-    """`size` bytes of a file, or what it has of them."""
-    try:
-        return store.read(key, byte_range=slice(offset, offset + size)).result().value
-    except ValueError as error:
-        if "OUT_OF_RANGE" not in str(error):
-            raise
-    try:
-        return store.read(key, byte_range=slice(offset, None)).result().value
-    except ValueError as error:
-        if "OUT_OF_RANGE" not in str(error):
-            raise
-        return b""

@@ -1,11 +1,13 @@
-"""The SentencePiece vocabulary of a T5, without TensorFlow.
+"""The vocabulary of a T5, without TensorFlow: SentencePiece's, or ByT5's bytes.
 
 The same ids and texts as `seqio.SentencePieceVocabulary(path, extra_ids=100)`: pad 0, EOS 1, unknown 2, and 100 sentinels
-`<extra_id_0>` ... `<extra_id_99>` on top of the pieces, the first of them with the highest id (Raffel et al. 2020).
+`<extra_id_0>` ... `<extra_id_99>` on top of the pieces, the first of them with the highest id (Raffel et al. 2020). A file that
+has the sentinels itself, as mT5's, gets no others. Bytes are as in `seqio.ByteVocabulary`, three ids above their value.
 """
 
 import functools
 import hashlib
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +21,10 @@ from mpt_jax.errors import UserError
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100
 PADDING = 128  # T5's embeddings are padded to a multiple of this
+BYTES = "bytes"  # in BackboneConfig.vocabulary, the name of ByT5's
 
 
-class Vocabulary:
+class SentencePieceVocabulary:
     """Text ↔ token ids. Encoding adds no EOS; decoding stops at EOS.
 
     Raises:
@@ -37,7 +40,7 @@ class Vocabulary:
                 f"Cannot read the vocabulary '{self.path}' ({error.strerror}); "
                 "give a SentencePiece model in BackboneConfig.vocabulary."
             ) from None
-        self._processor = _load(self._model, self.path)
+        self._processor, self._extra_ids = _load(self._model, self.path)
         specials = (self._processor.pad_id(), self._processor.eos_id(), self._processor.unk_id())
         if specials != (PAD_ID, EOS_ID, UNK_ID):
             raise UserError(
@@ -72,7 +75,37 @@ class Vocabulary:
         """The same vocabulary as a `seqio.SentencePieceVocabulary`; loads TensorFlow."""
         import seqio
 
-        return seqio.SentencePieceVocabulary(str(self.path), extra_ids=EXTRA_IDS)
+        return seqio.SentencePieceVocabulary(str(self.path), extra_ids=self._extra_ids)
+
+
+class ByteVocabulary:
+    """UTF-8 bytes as token ids (Xue et al. 2022, ByT5). Encoding adds no EOS; decoding stops at EOS."""
+
+    path = Path(BYTES)
+    vocab_size = 3 + 256  # ByT5's models have 125 unused ids above
+    fingerprint = BYTES
+
+    def encode(self, text: str) -> list[int]:
+        return [byte + 3 for byte in text.encode()]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` up to the first EOS; ids that are no bytes, and bytes that are no UTF-8, are left out, as seqio does."""
+        values = itertools.takewhile(lambda token: token != EOS_ID, map(int, ids))
+        return bytes(token - 3 for token in values if 3 <= token < self.vocab_size).decode(errors="ignore")
+
+    def seqio(self) -> Any:
+        """The same vocabulary as a `seqio.ByteVocabulary`; loads TensorFlow."""
+        import seqio
+
+        return seqio.ByteVocabulary()
+
+
+Vocabulary = SentencePieceVocabulary | ByteVocabulary
+
+
+def load_vocabulary(source: str | os.PathLike[str]) -> Vocabulary:
+    """The vocabulary "bytes", or that of a SentencePiece file. UserError as `SentencePieceVocabulary`."""
+    return ByteVocabulary() if str(source) == BYTES else SentencePieceVocabulary(source)
 
 
 def check_vocabulary(vocabulary: Vocabulary, config: T5Config) -> None:
@@ -81,12 +114,12 @@ def check_vocabulary(vocabulary: Vocabulary, config: T5Config) -> None:
     if not 0 <= unused < PADDING:
         how = "fewer than" if unused < 0 else f"{unused} more than"
         raise UserError(
-            f"The model has T5Config.vocab_size={config.vocab_size}, {how} the {vocabulary.vocab_size} ids ({EXTRA_IDS} "
-            f"sentinels included) of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that goes with the model."
+            f"The model has T5Config.vocab_size={config.vocab_size}, {how} the {vocabulary.vocab_size} ids (sentinels included) "
+            f"of '{vocabulary.path}'; set BackboneConfig.vocabulary to the file that goes with the model."
         )
 
 
-def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
+def _load(model: bytes, path: Path) -> tuple[sentencepiece.SentencePieceProcessor, int]:
     try:
         return _with_sentinels(model)
     except Exception as error:  # protobuf and SentencePiece raise their own kinds
@@ -94,13 +127,16 @@ def _load(model: bytes, path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 @functools.lru_cache(maxsize=8)
-def _with_sentinels(model: bytes) -> sentencepiece.SentencePieceProcessor:
+def _with_sentinels(model: bytes) -> tuple[sentencepiece.SentencePieceProcessor, int]:
+    """(the model with sentinels, how many of them were added)."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-    for number in reversed(range(EXTRA_IDS)):
+    has_them = any(piece.piece.lstrip("▁") == "<extra_id_0>" for piece in proto.pieces)
+    added = 0 if has_them else EXTRA_IDS
+    for number in reversed(range(added)):
         proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=user_defined)
     processor = sentencepiece.SentencePieceProcessor()
     processor.LoadFromSerializedProto(proto.SerializeToString())
-    return processor
+    return processor, added

@@ -6,9 +6,7 @@ what `prompts.np_load.path` wants there.
 """
 
 import contextlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mpt_jax.errors import UserError
+from mpt_jax.files import replacing
 
 T5X_NAME = "encoder.prompt.prompt.prompt"
 
@@ -97,29 +96,10 @@ def find_t5x(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def whole_file(file: Path) -> Iterator[str]:
-    """A temporary file beside `file`, to be written within the block, which then takes its name; folders are made.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    temporary = ""
+def whole_file(file: Path) -> Iterator[Path]:
+    """`files.replacing`; UserError when the file cannot be written."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        os.close(handle)
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:
         raise UserError(f"The prompt file {file} cannot be written: {error}; choose a folder that you may write to.") from None
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's umask; a temporary file is private, the finished one is as any other file."""
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -57,7 +57,7 @@ def write_peft(folder: Path, params: Arrays, metadata: dict[str, str], base_mode
     tensors["prompt_embeddings"] = tensors["prompt_embeddings"][0]
     write_tensors(folder / MODEL_NAME, tensors, {"format": "pt"} | metadata)
     with whole_file(folder / CONFIG_NAME) as temporary:
-        Path(temporary).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_peft(folder: Path) -> tuple[Arrays, dict[str, str]]:

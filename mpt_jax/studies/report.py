@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mpt_jax.checkpoint.folder import write_text
 from mpt_jax.errors import UserError
+from mpt_jax.files import write_text
 from mpt_jax.progress import read_history
 from mpt_jax.prompts.files import FILE_NAME, load_prompts
 from mpt_jax.studies import figures, page, results

@@ -1,0 +1,134 @@
+"""Checkpoint folders, local or gs://BUCKET/…, as TensorStore's key-value stores: the one place that knows how to read both."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+
+from mpt_jax.checkpoint.leaves import reason
+from mpt_jax.errors import UserError
+from mpt_jax.files import replacing
+
+DOWNLOADS = Path("~/.cache/mpt_jax/vocabularies")  # SentencePiece reads local files only
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is that of a bucket."""
+    return path.startswith("gs://")
+
+
+def kvstore_spec(folder: str) -> dict[str, Any]:
+    """TensorStore's specification of a folder."""
+    if is_remote(folder):
+        bucket, _, path = folder.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path.rstrip('/')}/" if path else ""}
+    return {"driver": "file", "path": f"{Path(folder).expanduser().absolute()}/"}
+
+
+def open_store(folder: str) -> ts.KvStore:
+    """The folder's files by their names in it. UserError for what cannot be the name of a bucket."""
+    try:
+        return ts.KvStore.open(kvstore_spec(folder)).result()
+    except ValueError as error:
+        raise UserError(f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
+
+
+def is_file(path: str) -> bool:
+    """Whether a file, local or in a bucket, has just this name."""
+    if not is_remote(path):
+        return Path(path).is_file()
+    parent, _, name = path.rpartition("/")
+    return parent != "gs:/" and exists(open_store(parent), name)  # a bucket's name alone is none
+
+
+def exists(store: ts.KvStore, key: str) -> bool:
+    """Whether the folder has this file. UserError where it cannot be known."""
+    try:
+        return store.read(key, byte_range=slice(0, 0)).result().state == "value"
+    except Exception as error:  # no such bucket, no permission, no network
+        raise _unreadable(store, key, error) from None
+
+
+def list_names(folder: str, store: ts.KvStore, prefix: str = "") -> set[str]:
+    """The names of files and folders in a folder that begin with `prefix`."""
+    if not is_remote(folder):
+        path = Path(folder).expanduser()
+        return {entry.name for entry in path.iterdir() if entry.name.startswith(prefix)} if path.is_dir() else set()
+    try:
+        after = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # "" is the end of all
+        keys = store.list(range=ts.KvStore.KeyRange(prefix, after)).result()
+    except Exception as error:  # a bucket may be read but not listed
+        raise UserError(
+            f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
+        ) from None
+    return {key.decode().split("/")[0] for key in keys}
+
+
+def read(store: ts.KvStore, key: str) -> bytes | None:
+    """The whole file, or None where there is none. UserError where it cannot be read."""
+    try:
+        found = store.read(key).result()
+    except Exception as error:  # as in `exists`
+        raise _unreadable(store, key, error) from None
+    return found.value if found.state == "value" else None
+
+
+def read_json(folder: str, name: str) -> dict[str, Any] | None:
+    """The JSON object in a file of a folder, or None where there is no such file. UserError for anything else in it."""
+    text = read(open_store(folder), name)
+    if text is None:
+        return None
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{folder}/{name} is not valid JSON ({error}); copy the folder again.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{folder}/{name} holds no JSON object; copy the folder again.")
+    return values
+
+
+def fetch(store: ts.KvStore, key: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a file, or what it has of them."""
+    for stop in (offset + size, None):
+        try:
+            return store.read(key, byte_range=slice(offset, stop)).result().value
+        except ValueError as error:
+            if "OUT_OF_RANGE" not in str(error):
+                raise
+    return b""
+
+
+def write(folder: str, name: str, content: bytes) -> None:
+    """Writes a whole file. UserError where that is impossible."""
+    try:
+        open_store(folder).write(name, content).result()
+    except Exception as error:  # TensorStore has one for each status
+        raise UserError(f"{folder}/{name} cannot be written ({reason(error)}); choose a place that you may write to.") from None
+
+
+def write_json(folder: str, name: str, values: dict[str, Any]) -> None:
+    """Writes a whole JSON file. UserError where that is impossible."""
+    write(folder, name, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def local_copy(path: str) -> Path:
+    """The file itself or, of one in a bucket, a copy in `DOWNLOADS`, called by its content. UserError when there is none."""
+    if not is_remote(path):
+        return Path(path).expanduser()
+    folder, _, name = path.rpartition("/")
+    content = read(open_store(folder), name)
+    if content is None:
+        raise UserError(f"There is no file {path}; check the path.")
+    copy = DOWNLOADS.expanduser() / f"{hashlib.sha256(content).hexdigest()[:16]}-{name}"
+    if not copy.exists():
+        with replacing(copy) as temporary:
+            temporary.write_bytes(content)
+    return copy
+
+
+def _unreadable(store: ts.KvStore, key: str, error: Exception) -> UserError:
+    return UserError(
+        f"{store.url}{key} (INITIAL_CHECKPOINT_PATH) cannot be read ({reason(error)}); check the path and your permissions."
+    )

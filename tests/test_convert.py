@@ -1,0 +1,278 @@
+"""Backbones of our own form, and the ways in and out: exact, streamed, checked at each load."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bucket
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
+import pytest
+import t5x_reference as t5x
+import tiny
+import transformers
+from hf_reference import CONFIGS, V1_1, random_params
+from safetensors.numpy import load_file
+
+from mpt_jax import cli
+from mpt_jax.checkpoint import own
+from mpt_jax.checkpoint.backbone import load_backbone, open_checkpoint
+from mpt_jax.checkpoint.export_hf import export_hf, write_hf
+from mpt_jax.checkpoint.import_hf import import_hf
+from mpt_jax.checkpoint.leaves import in_memory
+from mpt_jax.config import BackboneConfig, T5Config
+from mpt_jax.convert import run_export_model, run_import
+from mpt_jax.errors import UserError
+from mpt_jax.trees import fingerprint, flatten
+
+# Large enough for the vocabulary of the tiny tasks.
+CONFIG = dataclasses.replace(V1_1, vocab_size=256, num_decoder_layers=3)
+KERNEL = "encoder/layers/mlp/wo/kernel"
+
+
+def load(checkpoint: Path | str, config: T5Config = CONFIG, vocabulary: str = __file__) -> Any:
+    return load_backbone(BackboneConfig(str(checkpoint), config, vocabulary))
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        assert left[path].dtype == right[path].dtype, path
+        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
+def rounded(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(ml_dtypes.bfloat16), params)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A backbone of ours that the test may spoil."""
+    run_import(str(export_hf(random_params(CONFIG), CONFIG, tmp_path / "hf")), str(tmp_path / "own"))
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("name", ["v1.1-1-3-buckets", "v1.0-3-1"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_in_and_out_again_is_exact(name: str, dtype: str, tmp_path: Path) -> None:
+    """Hugging Face → ours → Hugging Face: the same tensors in the same dtype; ours is what Orbax writes and reads."""
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    params = params if dtype == "float32" else rounded(params)
+    export_hf(params, config, tmp_path / "first", dtype=dtype)
+    run_import(str(tmp_path / "first"), str(tmp_path / "own"))
+    run_export_model(str(tmp_path / "own"), str(tmp_path / "second"))
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert {key: value.tobytes() for key, value in first.items()} == {key: value.tobytes() for key, value in second.items()}
+    assert json.loads((tmp_path / "first" / "config.json").read_text()) == json.loads(
+        (tmp_path / "second" / "config.json").read_text()
+    )
+
+    card = own.read_card(str(tmp_path / "own"))
+    assert card is not None and card.architecture == config and card.fingerprint == fingerprint(params)
+    assert card.dtype == dtype
+    for param_dtype in ("float32", "bfloat16"):
+        found = load(tmp_path / "own", dataclasses.replace(config, param_dtype=param_dtype))
+        assert found.fingerprint == card.fingerprint
+        assert_equal(found.params, jax.tree.map(lambda leaf, to=param_dtype: leaf.astype(to), params))
+    assert_equal(ocp.load(str(tmp_path / "own" / own.PARAMS))["params"], params)
+
+
+NAMES = {
+    "layer by layer": {},
+    "heads": {"heads": CONFIG},
+    "flaxformer": {"scanned": "same", "heads": CONFIG},
+    "scalable": {"scanned": "layers", "heads": CONFIG},
+    "scanned, joined": {"scanned": "same"},
+}
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_a_t5x_checkpoint_shows_its_architecture(names: str, tmp_path: Path) -> None:
+    params = random_params(CONFIG)
+    t5x.write_legacy(tmp_path / "checkpoint_5", t5x.target_of(params, **NAMES[names]))
+    assert open_checkpoint(str(tmp_path / "checkpoint_5")).config == CONFIG
+    run_import(str(tmp_path), str(tmp_path / "own"))
+    assert_equal(load(tmp_path / "own").params, params)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_is_shown(name: str, tmp_path: Path) -> None:
+    config = CONFIGS[name]
+    t5x.write_orbax(tmp_path / "checkpoint_1", t5x.target_of(random_params(config)))
+    shown = {"relpos_max_distance": 128, "norm_epsilon": 1e-6}  # T5X's, which arrays do not show
+    assert open_checkpoint(str(tmp_path / "checkpoint_1")).config == dataclasses.replace(config, **shown)
+
+
+def test_what_is_no_t5_shows_none(tmp_path: Path) -> None:
+    t5x.write_legacy(tmp_path / "checkpoint_1", {"some/kernel": np.ones((3, 4), np.float32)})
+    with pytest.raises(UserError, match="checkpoint_1/checkpoint is no T5, for it has no target/…/token_embedder/embedding"):
+        open_checkpoint(str(tmp_path / "checkpoint_1"))
+
+
+def test_shards_are_read_by_transformers(tmp_path: Path) -> None:
+    params = random_params(V1_1)
+    leaves = in_memory(flatten(params))
+    write_hf(leaves, V1_1, tmp_path / "sharded", shard_bytes=20_000)
+    names = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    assert len(names) > 2 and names[0] == f"model-00001-of-{len(names):05}.safetensors"
+    sizes = [sum(tensor.nbytes for tensor in load_file(tmp_path / "sharded" / name).values()) for name in names]
+    assert max(sizes) <= 20_000 and sum(sizes) == 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert_equal(import_hf(tmp_path / "sharded")[1], params)
+    write_hf(leaves, V1_1, tmp_path / "whole")
+    models = [transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / name) for name in ("sharded", "whole")]
+    left, right = (model.state_dict() for model in models)
+    assert left.keys() == right.keys() and all((left[key] == right[key]).all() for key in left)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`import SRC DST` and `export SRC DST`, with the vocabulary that lies beside the weights, or is given."""
+    tiny.make(tmp_path)
+    assert cli.main(["import", f"{tmp_path}/model", f"{tmp_path}/own"]) == 0
+    assert cli.main(["export", f"{tmp_path}/own", f"{tmp_path}/back"]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path}/own: T5 1.1, " in out and f"{tmp_path}/back: " in out
+    original = (tmp_path / "model" / "spiece.model").read_bytes()
+    for copy in ("own/sentencepiece.model", "back/spiece.model"):
+        assert (tmp_path / copy).read_bytes() == original
+    backbone = load(tmp_path / "own", tiny.CONFIG, vocabulary="")
+    assert backbone.vocabulary == str(tmp_path / "own" / "sentencepiece.model")
+    assert backbone.fingerprint == load(tmp_path / "model", tiny.CONFIG, vocabulary="").fingerprint
+
+    (tmp_path / "model" / "spiece.model").unlink()
+    assert cli.main(["import", f"{tmp_path}/model", f"{tmp_path}/bare"]) == 0
+    assert "It has no vocabulary" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"bare has no sentencepiece\.model .*; set BackboneConfig\.vocabulary"):
+        load(tmp_path / "bare", tiny.CONFIG, vocabulary="")
+    given = f"--vocabulary={tmp_path}/vocabulary.model"
+    assert cli.main(["import", f"{tmp_path}/model", f"{tmp_path}/dressed", given]) == 0
+    assert load(tmp_path / "dressed", tiny.CONFIG, vocabulary="").vocabulary.endswith("dressed/sentencepiece.model")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["import", "embedded:mini"], "import needs two paths"),
+        (["import", "embedded:mini", "{own}"], "own is not empty"),
+        (["export", "{own}", "{own}"], "own is not empty"),
+        (["export", "{own}", "gs://bucket/model"], "written locally"),
+        (["export", "{own}", "new", "--gin.MODEL_DIR=x"], "either gin flags, for prompts, or two paths"),
+        (["export", "{own}"], "either gin flags, for prompts, or two paths"),
+        (["import", "/no/such", "new"], "'/no/such' (INITIAL_CHECKPOINT_PATH) does not exist"),
+        (["import", "embedded:mini", "/proc/no/own"], "/proc/no"),
+        (["train", "stray"], "train takes no 'stray'"),
+    ],
+)
+def test_mistakes_are_told(arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([argument.format(own=folder) for argument in arguments]) == cli.EXIT_USER_ERROR
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def edit_card(folder: Path, **values: Any) -> None:
+    card = json.loads((folder / own.CARD).read_text())
+    (folder / own.CARD).write_text(json.dumps(card | values))
+
+
+def chunk_of(folder: Path) -> Path:
+    return next((folder / own.PARAMS / "state" / f"params.{KERNEL.replace('/', '.')}").glob("1.*"))
+
+
+def test_a_changed_weight_is_found_at_each_load(folder: Path) -> None:
+    chunk = chunk_of(folder)
+    values = np.fromfile(chunk, np.float32)
+    values[5] += 1
+    values.tofile(chunk)
+    with pytest.raises(UserError, match=f"own was changed after it was written: {KERNEL}; import the backbone again"):
+        load(folder)
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    chunk = chunk_of(folder)
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"params\.encoder\.layers\.mlp\.wo\.kernel.*; copy the checkpoint again"):
+        load(folder)
+    chunk.unlink()
+    with pytest.raises(UserError, match=r"params\.encoder\.layers\.mlp\.wo\.kernel.*; copy the checkpoint again"):
+        load(folder)
+    shutil.rmtree(chunk.parent)
+    with pytest.raises(UserError, match=f"does not hold what .*card.json says of {KERNEL}"):
+        load(folder)
+    shutil.rmtree(folder / own.PARAMS)
+    with pytest.raises(UserError, match="has a card.json but no whole Orbax checkpoint in params"):
+        load(folder)
+
+
+def test_a_damaged_card_is_told(folder: Path) -> None:
+    text = (folder / own.CARD).read_text()
+    edit_card(folder, fingerprint="0" * 16)
+    with pytest.raises(UserError, match="its digests do not make its fingerprint"):
+        load(folder)
+    edit_card(folder, architecture={"vocab_size": 3})
+    with pytest.raises(UserError, match=r"card\.json is damaged"):
+        load(folder)
+    (folder / own.CARD).write_text(text[:100])
+    with pytest.raises(UserError, match=r"card\.json is not valid JSON"):
+        load(folder)
+
+
+def test_an_import_that_was_killed_is_no_backbone(folder: Path) -> None:
+    """The card is written last."""
+    (folder / own.CARD).unlink()
+    with pytest.raises(UserError, match="holds no model"):
+        load(folder)
+
+
+def test_another_architecture_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="own has num_decoder_layers=3, not 4 as T5Config says"):
+        load(folder, dataclasses.replace(CONFIG, num_decoder_layers=4))
+
+
+def test_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's and our own folders from gs://, their vocabulary included; of a tensor only the rows that are asked for."""
+    tiny.make(tmp_path)
+    params = import_hf(tmp_path / "model")[1]
+    write_hf(in_memory(flatten(params)), tiny.CONFIG, tmp_path / "sharded", shard_bytes=40_000)
+    write_hf(in_memory(flatten(rounded(params))), tiny.CONFIG, tmp_path / "half", dtype="bfloat16")
+    run_import(f"{tmp_path}/model", f"{tmp_path}/own")
+    (tmp_path / "old").mkdir()
+    shutil.copy(tmp_path / "model" / "config.json", tmp_path / "old")
+    (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"weights")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with bucket.serve(tmp_path) as (address, ranges):
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        for name in ("model", "own"):
+            backbone = load(f"gs://bucket/{name}/", tiny.CONFIG, vocabulary="")
+            assert_equal(backbone.params, params)
+            assert Path(backbone.vocabulary).read_bytes() == (tmp_path / "vocabulary.model").read_bytes()
+            assert backbone.vocabulary.startswith(str(tmp_path / "home"))
+        given = load("gs://bucket/sharded", tiny.CONFIG, vocabulary="gs://bucket/vocabulary.model")
+        assert_equal(given.params, params)
+        assert Path(given.vocabulary).read_bytes() == (tmp_path / "vocabulary.model").read_bytes()
+        half = dataclasses.replace(tiny.CONFIG, param_dtype="bfloat16")
+        assert_equal(load("gs://bucket/half", half).params, rounded(params))
+
+        ranges.clear()
+        leaf = open_checkpoint("gs://bucket/model").leaves["token_embedder/embedding"]
+        ranges.clear()
+        leaf.read((slice(3, 5), slice(0, tiny.CONFIG.d_model)))
+        assert sum(ranges) == 2 * 4 * tiny.CONFIG.d_model
+
+        with pytest.raises(
+            UserError, match=r"gs://bucket/old/pytorch_model\.bin is a PyTorch file, which can only be read locally"
+        ):
+            load("gs://bucket/old", tiny.CONFIG)
+        with pytest.raises(UserError, match=r"no file gs://bucket/nothing\.model"):
+            load("gs://bucket/model", tiny.CONFIG, vocabulary="gs://bucket/nothing.model")
+        weights = tmp_path / "model" / "model.safetensors"
+        for keep in (0, 4, 1000, weights.stat().st_size - 1):
+            weights.write_bytes(weights.read_bytes()[:keep])
+            with pytest.raises(UserError, match=r"gs://bucket/model/model\.safetensors cannot be read"):
+                load("gs://bucket/model", tiny.CONFIG)
+            export_hf(params, tiny.CONFIG, tmp_path / "model")
