@@ -6,6 +6,7 @@ name that a user may want to change; `validate` is called once, before anything 
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,6 +17,7 @@ DTYPES = ("float32", "bfloat16")
 PROMPT_METHODS = ("plain", "mpt", "none")
 PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file")
 EXPORT_FORMATS = ("safetensors", "npy", "t5x", "peft", "peft_mpt")
+MIN_TEMPERATURE = 1e-4  # logits divided by less may overflow; T5X takes anything below as 0
 
 
 NUMERICS = ("dropout_rate", "dtype", "param_dtype", "remat")  # of T5Config; the other fields are the architecture
@@ -224,17 +226,62 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-    """How predictions are made in `evaluate`, `infer` and validation."""
+    """How predictions are made in `evaluate`, `infer` and validation.
 
-    batch_size: int = 64
+    "generate"  writes a text: the likeliest token each time, beam search (`num_beams`) or sampling (`temperature`)
+    "rank"      chooses the label with the highest log-probability, of all different targets in the task's training split
+    """
+
+    method: str = "generate"
+    batch_size: int = 64  # examples; with "rank" each is decoded once for every label, with beam search once for every beam
+    max_length: int = 0  # of "generate": 0 = the task's target length
     num_beams: int = 1
-    length_penalty: float = 1.0
-    max_length: int = 0  # 0 = the task's target length
+    length_penalty: float = 1.0  # beams are compared by log-probability / length**length_penalty
+    temperature: float = 0.0  # 0 = the likeliest token; above, tokens are drawn, at 1 with the model's own probabilities
+    top_k: int = 0  # draw from the k likeliest tokens; 0 = from all
+    top_p: float = 0.0  # draw from the fewest likeliest tokens with so much probability together; 0 = from all
+    seed: int = 0  # of the draws; an example's depend on this and on its number in its split or file
+    label_score: str = "sum"  # of "rank": the "sum" of a label's token log-probabilities (T5X) or their "mean"
 
     def validate(self) -> None:
+        _choice("DecodeConfig.method", self.method, ("generate", "rank"))
+        _choice("DecodeConfig.label_score", self.label_score, ("sum", "mean"))
         for name in ("batch_size", "num_beams"):
             _check(getattr(self, name) > 0, f"DecodeConfig.{name} must be positive, not {getattr(self, name)}")
-        _check(self.max_length >= 0, f"DecodeConfig.max_length must not be negative, not {self.max_length}")
+        for name in ("max_length", "top_k"):
+            _check(getattr(self, name) >= 0, f"DecodeConfig.{name} must not be negative, not {getattr(self, name)}")
+        _check(0 <= self.seed < 2**31, f"DecodeConfig.seed must be from 0 to {2**31 - 1}, not {self.seed}")
+        _check(0 <= self.top_p <= 1, f"DecodeConfig.top_p must be from 0 to 1, not {self.top_p}")
+        _check(
+            self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < math.inf,
+            f"DecodeConfig.temperature must be 0 (the likeliest token) or at least {MIN_TEMPERATURE}, not {self.temperature}",
+        )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """UserError for two fields of which one would have no effect."""
+        sampling = f"DecodeConfig.temperature is {self.temperature}"
+        beams = f"DecodeConfig.num_beams is {self.num_beams}"
+        _check(
+            not self.temperature or self.num_beams == 1,
+            f"{sampling} and {beams}, but beam search draws nothing; set temperature to 0 or num_beams to 1",
+        )
+        for name in ("top_k", "top_p"):
+            value = getattr(self, name)
+            _check(
+                not value or bool(self.temperature),
+                f"DecodeConfig.{name} is {value}, but DecodeConfig.temperature=0 draws nothing; set temperature to 1, say, "
+                f"or {name} to 0",
+            )
+        _check(
+            not (self.top_k and self.top_p),
+            f"DecodeConfig.top_k is {self.top_k} and DecodeConfig.top_p is {self.top_p}, but only one of them can restrict the "
+            "draws; set the other to 0",
+        )
+        if self.method == "rank":
+            advice = "but DecodeConfig.method='rank' chooses among all labels"
+            _check(not self.temperature, f"{sampling}, {advice}; set temperature to 0 or method to 'generate'")
+            _check(self.num_beams == 1, f"{beams}, {advice}; set num_beams to 1 or method to 'generate'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,17 @@
-"""Greedy and beam search over a T5, pure and jittable (`model`, `max_length`, `num_beams`, `length_penalty` static).
+"""Greedy search, sampling, beam search and label ranking over a T5, pure and jittable.
 
-Both take the encoder's output with its mask, prompt included, decode with a cache and stop as soon as every row is finished.
+All take the encoder's output with its mask, prompt included. The first three decode with a cache and stop as soon as every row
+is finished; `model`, `max_length` and what steers the search (`temperature`, `top_k`, `top_p`, `num_beams`, `length_penalty`)
+are static.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mpt_jax.losses import cross_entropy
 from mpt_jax.models.t5 import T5, Cache, Params, start_cache
 
 IMPOSSIBLE = -1e9  # a score below every real one, finite so that sums with it stay ordered
@@ -15,11 +19,98 @@ IMPOSSIBLE = -1e9  # a score below every real one, finite so that sums with it s
 
 class Generated(NamedTuple):
     tokens: jax.Array  # [B, M] int32, ends with EOS where it fits, 0 after it
-    scores: jax.Array  # [B] float32: sum of the tokens' log-probabilities, of beam search over length**length_penalty
+    scores: jax.Array  # [B] float32: sum of the tokens' log-probabilities under the model, EOS included; nats
 
 
 def greedy(model: T5, params: Params, encoded: jax.Array, mask: jax.Array, max_length: int, eos_id: int = 1) -> Generated:
     """The likeliest token at each of at most `max_length` = M steps. encoded [B, S, D], mask [B, S]."""
+
+    def likeliest(logits: jax.Array, step: jax.Array) -> jax.Array:
+        return jnp.argmax(logits, axis=-1)
+
+    return _one_by_one(likeliest, model, params, encoded, mask, max_length, eos_id)
+
+
+def sample(
+    model: T5,
+    params: Params,
+    encoded: jax.Array,
+    mask: jax.Array,
+    max_length: int,
+    keys: jax.Array,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    eos_id: int = 1,
+) -> Generated:
+    """A token drawn from the model's distribution, sharpened by `restrict`, at each of at most `max_length` = M steps.
+
+    t5x `decoding.py:temperature_sample`, with two differences. Each row draws by a key of its own and the step, so that its
+    sample depends neither on the batch nor on its place there. And the scores are those of the model itself, untempered and
+    with all tokens (T5X's `rescale_log_probs=False`), so that they compare with those of other searches.
+
+    Args:
+        encoded: [B, S, D], with its mask [B, S].
+        keys: [B] random keys, one for each row.
+        temperature, top_k, top_p: see `restrict`.
+    """
+
+    def draw(logits: jax.Array, step: jax.Array) -> jax.Array:
+        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        return jax.vmap(jax.random.categorical)(now, restrict(logits, temperature, top_k, top_p))
+
+    return _one_by_one(draw, model, params, encoded, mask, max_length, eos_id)
+
+
+def restrict(logits: jax.Array, temperature: float, top_k: int = 0, top_p: float = 0.0) -> jax.Array:
+    """logits [B, V] / temperature, -inf for tokens that must not be drawn (t5x `binary_search.py:topk_mask`, `topp_mask`).
+
+    Args:
+        temperature: above 0; 1 leaves the model's probabilities as they are.
+        top_k: keep the k likeliest tokens; 0 = all.
+        top_p: keep the likeliest tokens that together first reach this probability, after the temperature; 0 or 1 = all.
+            Tokens as likely as the last one kept stay, too, of both.
+    """
+    logits = logits / temperature
+    if top_k:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if 0 < top_p < 1:
+        falling = -jnp.sort(-logits, axis=-1)
+        probabilities = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        least = jnp.min(jnp.where(before < top_p, falling, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
+def label_scores(model: T5, params: Params, encoded: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
+    """Log-probability of every one of an input's C labels, by one teacher-forced pass (t5x `models.py:score_batch`).
+
+    Args:
+        encoded: [B, S, D], with its mask [B, S]; it is not copied for the labels.
+        labels: [B, C, L] int32 tokens, with EOS where targets have one, 0 after them; all 0 where an input has fewer labels.
+
+    Returns:
+        [B, C] float32: sum of the tokens' log-probabilities in nats, -inf where there is no label.
+    """
+    targets = labels.reshape(-1, labels.shape[-1])
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = model.apply({"params": params}, inputs, encoded, mask, method="decode").logits
+    scores = -cross_entropy(logits, targets, targets > 0).sum(axis=-1).reshape(labels.shape[:2])
+    return jnp.where(labels[:, :, 0] > 0, scores, -jnp.inf)
+
+
+def _one_by_one(
+    choose: Callable[[jax.Array, jax.Array], jax.Array],
+    model: T5,
+    params: Params,
+    encoded: jax.Array,
+    mask: jax.Array,
+    max_length: int,
+    eos_id: int,
+) -> Generated:
+    """The tokens that `choose(logits [B, V], step)` -> [B] takes, until EOS or `max_length`."""
     batch = encoded.shape[0]
     cache = start_cache(model, params, encoded, max_length)
     cross = {"cross_key": cache.cross_key, "cross_value": cache.cross_value}  # never changes: kept out of the loop's state
@@ -31,8 +122,8 @@ def greedy(model: T5, params: Params, encoded: jax.Array, mask: jax.Array, max_l
     def advance(state: tuple) -> tuple:
         step, previous, finished, (tokens, scores), self_cache = state
         logits, cache = _next_logits(model, params, previous, mask, Cache(step, *self_cache, **cross))
-        chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        log_probability = jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+        chosen = choose(logits, step).astype(jnp.int32)
+        log_probability = jnp.take_along_axis(logits, chosen[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
         scores = scores + jnp.where(finished, 0.0, log_probability)
         chosen = jnp.where(finished, 0, chosen)
         tokens = jax.lax.dynamic_update_slice(tokens, chosen[:, None], (0, step))
@@ -81,8 +172,7 @@ def beam(
     """
     batch = encoded.shape[0]
     once = start_cache(model, params, encoded, max_length)
-    mask = jnp.repeat(mask, num_beams, axis=0)
-    cross = {"cross_key": _repeat_rows(once.cross_key, num_beams), "cross_value": _repeat_rows(once.cross_value, num_beams)}
+    cross = {"cross_key": once.cross_key, "cross_value": once.cross_value}  # the beams of an input share them
 
     def advance(beams: _Beams) -> _Beams:
         previous = jax.lax.dynamic_index_in_dim(beams.running, jnp.maximum(beams.step - 1, 0), axis=2, keepdims=False)
@@ -102,11 +192,14 @@ def beam(
         finished_scores=jnp.full((batch, num_beams), IMPOSSIBLE),
         is_finished=jnp.zeros((batch, num_beams), bool),
         open=jnp.ones((batch,), bool),
-        self_key=_repeat_rows(once.self_key, num_beams),
-        self_value=_repeat_rows(once.self_value, num_beams),
+        self_key=jnp.repeat(once.self_key, num_beams, axis=1),
+        self_value=jnp.repeat(once.self_value, num_beams, axis=1),
     )
     beams = jax.lax.while_loop(lambda beams: (beams.step < max_length) & jnp.any(beams.open), advance, beams)
-    return Generated(beams.finished[:, 0], beams.finished_scores[:, 0])
+    best = beams.finished[:, 0]
+    ends = best == eos_id
+    lengths = jnp.where(jnp.any(ends, axis=1), jnp.argmax(ends, axis=1) + 1, max_length)
+    return Generated(best, beams.finished_scores[:, 0] * lengths.astype(jnp.float32) ** length_penalty)
 
 
 def _extend(beams: _Beams, logits: jax.Array, num_beams: int, max_length: int, length_penalty: float, eos_id: int) -> _Beams:
@@ -146,11 +239,6 @@ def _extend(beams: _Beams, logits: jax.Array, num_beams: int, max_length: int, l
 
 
 def _next_logits(model: T5, params: Params, previous: jax.Array, mask: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after the tokens previous [B]."""
+    """Logits [rows, V] after the tokens previous [rows]; rows = B, or B * W with the W beams of an input side by side."""
     decoded = model.apply({"params": params}, previous[:, None], None, mask, cache=cache, method="decode")
     return decoded.logits[:, 0], decoded.cache
-
-
-def _repeat_rows(x: jax.Array, times: int) -> jax.Array:
-    """[layers, B, ...] → [layers, B * times, ...], a row's copies side by side."""
-    return jnp.repeat(x, times, axis=1)

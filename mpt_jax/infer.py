@@ -1,4 +1,7 @@
-"""Predictions for a file: JSONL in, the same rows with `prediction` out. Rows of different tasks may be mixed.
+"""Predictions for a file: JSONL in, the same rows with `prediction` and `score` out. Rows of different tasks may be mixed.
+
+`score` is the log-probability of the prediction (`predict.Prediction`); with `DecodeConfig.method="rank"`, `scores` has that of
+each label: {"yes": -0.1, "no": -2.3}. What a row has under these names is replaced.
 
 A row is {"task": NAME, ...} with the text in `inputs`, ready for the model, or with the fields that the task's own
 preprocessors format (what they need besides, such as a label, may be missing). Only the latter load seqio.
@@ -14,12 +17,12 @@ import numpy as np
 
 from mpt_jax import setup
 from mpt_jax.config import Experiment
-from mpt_jax.data.cache import mixture_tasks
+from mpt_jax.data.cache import LabelSet, mixture_tasks
 from mpt_jax.data.records import read_records
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import predict_tokens
 from mpt_jax.files import write_text
+from mpt_jax.predict import Prediction, predict_texts
 
 Row = dict[str, Any]
 LINE = "\0line"  # where a row carries its number, which no field of a file is called
@@ -30,7 +33,7 @@ def run_infer(experiment: Experiment) -> Path:
 
     Raises:
         UserError: a file that is missing or cannot be written; a line that is not a JSON object, or names no task that has a
-            prompt (with its number); nothing in MODEL_DIR.
+            prompt or, to rank, none with labels (with its number); nothing in MODEL_DIR.
     """
     experiment.validate()
     rows = read_rows(experiment.infer.input_file)
@@ -39,20 +42,23 @@ def run_infer(experiment: Experiment) -> Path:
     trained = setup.open_trained(experiment, mesh)
     vocabulary = setup.open_vocabulary(experiment, trained.backbone)
     numbers = _prompt_numbers(experiment, rows, trained)
+    labels = _labels(experiment, rows, numbers, trained, vocabulary)
     inputs, cut = _tokenise(experiment, rows, vocabulary)
-    tokens = predict_tokens(
+    predictions = predict_texts(
         trained.backbone,
         trained.prompt_module,
         trained.trainable,
         inputs,
         numbers,
+        vocabulary=vocabulary,
         lengths=experiment.data.lengths,
         decode=experiment.decode,
+        labels=labels,
         mesh=mesh,
     )
-    predictions = [row | {"prediction": vocabulary.decode(one.tolist())} for row, one in zip(rows, tokens, strict=True)]
+    answered = [row | _fields(prediction) for row, prediction in zip(rows, predictions, strict=True)]
     try:
-        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))
+        write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered))
     except OSError as error:
         raise _unwritable(output, error) from None
     if cut:
@@ -118,6 +124,38 @@ def _prompt_numbers(experiment: Experiment, rows: Sequence[Row], trained: setup.
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from None
     return numbers
+
+
+def _labels(
+    experiment: Experiment, rows: Sequence[Row], numbers: Sequence[int], trained: setup.Trained, vocabulary: Vocabulary
+) -> list[LabelSet] | None:
+    """The labels of each row, to rank: those of its task or, where it names none, of its prompt's task. None to generate."""
+    if experiment.decode.method != "rank":
+        return None
+    known: dict[str, LabelSet] = {}
+    labels, path = [], experiment.infer.input_file
+    for row, number in zip(rows, numbers, strict=True):
+        task = row.get("task")
+        if task is None and not trained.tasks:
+            raise UserError(f"{path}, line {row[LINE]}: no 'task', whose labels DecodeConfig.method='rank' needs; name it.")
+        task = trained.tasks[number] if task is None else str(task)
+        if task not in known:
+            try:
+                known |= zip([task], setup.open_labels(experiment, [task], vocabulary) or [], strict=True)
+            except UserError as error:
+                raise UserError(f"{path}, line {row[LINE]}: {error}") from None
+        labels.append(known[task])
+    return labels
+
+
+def _fields(prediction: Prediction) -> Row:
+    """What is written of a prediction; six digits are what float32 holds."""
+
+    def rounded(score: float) -> float:
+        return float(f"{score:.6g}")
+
+    scores = {label: rounded(score) for label, score in prediction.scores.items()}
+    return {"prediction": prediction.text, "score": rounded(prediction.score)} | ({"scores": scores} if scores else {})
 
 
 def _tokenise(experiment: Experiment, rows: list[Row], vocabulary: Vocabulary) -> tuple[list[np.ndarray], int]:

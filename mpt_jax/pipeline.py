@@ -114,6 +114,7 @@ class Lab:
         if cfg.base.train.eval_period:
             setup.open_caches(cfg.base, tasks, cfg.base.data.eval_split, self.vocabulary)
         self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
+        setup.open_labels(cfg.base, tasks, self.vocabulary)
         digests = [setup.data_digests(caches) for caches in (train, list(self.tests.values()))]
         self.data = {task: fingerprint.digest(*(one[task] for one in digests)) for task in self.tests}
         for name, record in recorded.items():
@@ -171,6 +172,7 @@ def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]
         decode=experiment.decode,
         max_examples=lab.cfg.max_test_examples,
         mesh=lab.mesh,
+        labels=setup.open_labels(experiment, [run.task for run in stage.runs], lab.vocabulary),
     )
 
 

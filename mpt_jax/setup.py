@@ -16,7 +16,7 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
-from mpt_jax.data.cache import TokenCache, open_task
+from mpt_jax.data.cache import LabelSet, TokenCache, open_task
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import logical_axes
@@ -86,6 +86,19 @@ def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabu
     """One cache for each task; a task that occurs again shares it."""
     opened = {task: open_task(experiment.data, task, split, vocabulary) for task in dict.fromkeys(tasks)}
     return [opened[task] for task in tasks]
+
+
+def open_labels(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary) -> list[LabelSet] | None:
+    """Each task's labels to rank, those of its training split; None where `DecodeConfig.method` generates.
+
+    They come from the training split so that every split, and a file of rows, is answered from the same labels.
+
+    Raises:
+        UserError: a task has no training split, or is no classification.
+    """
+    if experiment.decode.method != "rank":
+        return None
+    return [cache.label_set for cache in open_caches(experiment, tasks, experiment.data.train_split, vocabulary)]
 
 
 def data_digests(caches: Sequence[TokenCache]) -> dict[str, str]:

@@ -4,6 +4,7 @@
     L  target length    D  model width       F  feed-forward width
     H  heads            K  head width        V  vocabulary
     N  streams (task_ids)                    G  groups (independent prompts)            R  rank
+    C  labels of an example (targets of one input)                 M  longest generated output
 
 A batch is a dict of arrays; `BATCH_SHAPES` is its contract between the loader and the train step.
 """

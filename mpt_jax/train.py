@@ -95,6 +95,7 @@ class _Run:
         self.streams = setup.find_streams(experiment)
         self.loader = setup.make_loader(experiment, self.streams, self.vocabulary)
         self.validation = setup.open_validation(experiment, self.streams.tasks, self.vocabulary)
+        self.labels = setup.open_labels(experiment, self.streams.tasks, self.vocabulary) if self.validation else None
 
         model, groups = self.backbone.model, self.streams.groups
         self.prompt_module = build_prompt(experiment.prompt, groups, model.config.d_model)
@@ -211,6 +212,7 @@ class _Run:
             decode=self.experiment.decode,
             max_examples=self.config.max_eval_examples,
             mesh=self.mesh,
+            labels=self.labels,
         )
         assert self.best is not None  # eval_period > 0
         self.progress.validation(step, self.best.update(step, metrics, self.streams.tasks, self.state.trainable))

@@ -10,13 +10,17 @@ import tiny
 from mpt_jax import partitioning, setup, train_state
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.config import PartitionConfig
-from mpt_jax.evaluate import predict_tokens
+from mpt_jax.data.cache import LabelSet
 from mpt_jax.models.t5 import T5, init_params
+from mpt_jax.predict import predict_tokens, rank_labels
 from mpt_jax.prompts import build_prompt
 
 MESHES = {"one": (1, 1), "data": (8, 1), "both": (8, 4)}  # devices, of which so many hold one model together
 ARCHITECTURE = dataclasses.replace(tiny.CONFIG, num_heads=4, num_encoder_layers=1, num_decoder_layers=1)
 PROMPT = {"prompt": np.linspace(-1, 1, 2 * 4 * 16, dtype=np.float32).reshape(2, 4, 16)}
+
+TASK_IDS = [0, 1] * 5 + [0]
+LABEL_SETS = LabelSet(("a", "b"), ((5, 1), (6, 7, 1))), LabelSet(("c", "d", "e"), ((8, 1), (9, 1), (3, 4, 5, 1)))
 
 
 def make_batch():
@@ -77,10 +81,17 @@ def main():
             results[name, "model"] = losses(config, backbone, None, mesh)
         inputs = list(make_batch()["encoder_tokens"][:11])
         lengths, decode = {"inputs": 12, "targets": 5}, dataclasses.replace(config.decode, batch_size=3)
-        outputs = predict_tokens(backbone, module, PROMPT, inputs, [0, 1] * 5 + [0], lengths=lengths, decode=decode, mesh=mesh)
-        results[name, "tokens"] = np.stack(outputs)
+        where = {"lengths": lengths, "mesh": mesh}
+        ways_to_decode = {"tokens": {}, "sampled tokens": {"temperature": 1.0}, "beams' tokens": {"num_beams": 2}}
+        for what, settings in list(ways_to_decode.items())[: 1 if name == "data" else 3]:
+            chosen = dataclasses.replace(decode, **settings)
+            results[name, what] = predict_tokens(backbone, module, PROMPT, inputs, TASK_IDS, decode=chosen, **where).tokens
+        if name != "data":
+            labels = [LABEL_SETS[task] for task in TASK_IDS]
+            scores = rank_labels(backbone, module, PROMPT, inputs, TASK_IDS, labels, decode=decode, **where)
+            results[name, "label scores"] = np.concatenate(scores)
     for (name, what), value in results.items():
-        np.testing.assert_allclose(value, results["one", what], rtol=0 if what == "tokens" else 1e-5, err_msg=f"{name} {what}")
+        np.testing.assert_allclose(value, results["one", what], rtol=0 if "tokens" in what else 1e-5, err_msg=f"{name} {what}")
 
 
 if __name__ == "__main__":

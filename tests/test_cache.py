@@ -167,7 +167,13 @@ def test_labels_are_the_targets_of_a_classification(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
     assert cache.labels == [cache.target_text(i) for i in range(700)]
     assert sorted(set(cache.labels)) == ["blue", "green", "no blue", "no green", "no red", "red"]
-    assert open_task(place.data, f"{place.module}_plain", "test", vocabulary).labels is None  # three rows say nothing
+    assert cache.label_set.texts == ("blue", "green", "no blue", "no green", "no red", "red")
+    for text, tokens in zip(*cache.label_set, strict=True):
+        assert {tuple(cache.targets(i).tolist()) for i in range(700) if cache.target_text(i) == text} == {tokens}
+    few = open_task(place.data, f"{place.module}_plain", "test", vocabulary)  # three rows say nothing
+    assert few.labels is None
+    with pytest.raises(UserError, match=rf"'{place.module}_plain' has no label set to rank: its 3 targets of the split 'test'"):
+        _ = few.label_set
 
 
 def test_scores_are_the_tasks_own(place, vocabulary):

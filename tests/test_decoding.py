@@ -1,4 +1,4 @@
-"""Greedy and beam search against plain loops over the uncached model (against transformers: test_parity_hf.py)."""
+"""Every way of decoding against plain loops over the uncached model and NumPy (against transformers: test_parity_hf.py)."""
 
 import functools
 import itertools
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from mpt_jax.config import T5Config
-from mpt_jax.decoding import _Beams, _extend, beam, greedy
+from mpt_jax.decoding import _Beams, _extend, beam, greedy, label_scores, restrict, sample
 from mpt_jax.models import T5, init_params
 
 CONFIG = T5Config(vocab_size=7, d_model=16, d_kv=4, num_heads=2, d_ff=24, num_encoder_layers=1, num_decoder_layers=2)
@@ -55,16 +56,124 @@ def test_greedy_equals_a_loop_without_cache() -> None:
     assert 0 < finished.sum() < 5  # rows that end and rows that do not
 
 
-@pytest.mark.parametrize("search", ["greedy", "beam"])
+@pytest.mark.parametrize("search", ["greedy", "sample", "beam"])
 def test_a_row_is_decoded_as_if_alone(search: str) -> None:
     model, params, encoded, mask = setting()
-    decode = {"greedy": greedy, "beam": functools.partial(beam, num_beams=3)}[search]
-    run = jax.jit(lambda e, m: decode(model, params, e, m, STEPS))
-    together = run(encoded, mask)
+
+    @jax.jit
+    def run(encoded: jax.Array, mask: jax.Array, keys: jax.Array) -> Any:
+        if search == "beam":
+            return beam(model, params, encoded, mask, STEPS, num_beams=3)
+        if search == "greedy":
+            return greedy(model, params, encoded, mask, STEPS)
+        return sample(model, params, encoded, mask, STEPS, keys)
+
+    keys = jax.random.split(jax.random.key(3), 5)
+    together = run(encoded, mask, keys)
     for row in range(5):
-        alone = run(encoded[row : row + 1], mask[row : row + 1])
+        alone = run(encoded[row : row + 1], mask[row : row + 1], keys[row : row + 1])
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=1e-5)
+
+
+def restricted(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """The distribution [V] to draw from, token by token from the likeliest down."""
+    probabilities = np.exp(logits.astype(np.float64) / temperature)
+    probabilities /= probabilities.sum()
+    kept: list[int] = []
+    for token in np.argsort(-probabilities):
+        if (top_k and len(kept) == top_k) or (top_p and probabilities[kept].sum() >= top_p):
+            break
+        kept.append(int(token))
+    result = np.zeros_like(probabilities)
+    result[kept] = probabilities[kept] / probabilities[kept].sum()
+    return result
+
+
+RESTRICTIONS = [
+    (1.0, 0, 0.0),
+    (0.5, 0, 0.0),
+    (3.0, 3, 0.0),
+    (1.0, 1, 0.0),
+    (1.0, 99, 0.0),
+    (2.0, 0, 0.7),
+    (1.0, 0, 1e-6),
+    (1.0, 0, 1.0),
+]
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", RESTRICTIONS)
+def test_restrictions_equal_numpy(temperature: float, top_k: int, top_p: float) -> None:
+    logits = 3 * np.random.default_rng(0).standard_normal((20, 11)).astype(np.float32)
+    found = jax.nn.softmax(jax.jit(lambda x: restrict(x, temperature, top_k, top_p))(logits))
+    np.testing.assert_allclose(found, [restricted(row, temperature, top_k, top_p) for row in logits], atol=1e-6)
+
+
+def test_equally_likely_tokens_stay_together() -> None:
+    logits = jnp.log(jnp.array([[0.4, 0.2, 0.2, 0.2]]))
+    for kept in ({"top_k": 2}, {"top_p": 0.5}):
+        assert np.isfinite(restrict(logits, 1.0, **kept)).tolist() == [[True] * 4]
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, 0, 0.0), (0.6, 0, 0.0), (1.5, 3, 0.0), (1.5, 0, 0.8)])
+def test_samples_are_distributed_as_the_model_says(temperature: float, top_k: int, top_p: float) -> None:
+    """Two tokens of one input, drawn 6,000 times: their joint frequencies fit the exact product of two restricted softmaxes."""
+    model, params, encoded, mask = setting()
+    draws, steps, vocab = 6000, 2, CONFIG.vocab_size
+    prefixes = np.array([[first, 0] for first in range(vocab)])
+    sources = np.repeat(encoded[:1], vocab, axis=0), np.repeat(mask[:1], vocab, axis=0)
+    logits = model.apply({"params": params}, np.pad(prefixes, ((0, 0), (1, 0)))[:, :-1], *sources, method="decode").logits
+    exact = np.zeros((vocab, vocab))  # of (first, second) token; after EOS the second is 0
+    for first, p in enumerate(restricted(np.asarray(logits[0, 0]), temperature, top_k, top_p)):
+        exact[first] = p * (
+            np.eye(vocab)[0] if first == 1 else restricted(np.asarray(logits[first, 1]), temperature, top_k, top_p)
+        )
+
+    @jax.jit
+    def run(keys: jax.Array) -> Any:
+        rows = jnp.repeat(encoded[:1], draws, axis=0), jnp.repeat(mask[:1], draws, axis=0)
+        return sample(model, params, *rows, steps, keys, temperature, top_k, top_p)
+
+    found = run(jax.random.split(jax.random.key(0), draws))
+    counts = np.zeros((vocab, vocab))
+    np.add.at(counts, tuple(np.asarray(found.tokens).T), 1)
+    assert not counts[exact == 0].any()  # what is masked is never drawn
+    frequent = exact * draws >= 5  # the usual rule for this test; the rest is one class
+    observed = np.append(counts[frequent], counts[~frequent].sum())
+    expected = np.append(exact[frequent], exact[~frequent].sum()) * draws
+    real = expected > 0
+    assert real.sum() > 4
+    assert stats.chisquare(observed[real], expected[real]).pvalue > 1e-3
+    # The scores are the model's own, whatever the temperature and the tokens left out.
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    first, second = np.asarray(found.tokens).T
+    np.testing.assert_allclose(found.scores, log_p[0, 0, first] + np.where(first == 1, 0, log_p[first, 1, second]), atol=1e-4)
+
+
+def test_cold_samples_and_the_top_one_are_greedy() -> None:
+    model, params, encoded, mask = setting()
+    expected = jax.jit(lambda e, m: greedy(model, params, e, m, STEPS))(encoded, mask)
+    keys = jax.random.split(jax.random.key(0), 5)
+    for temperature, top_k, top_p in ((1e-4, 0, 0.0), (5.0, 1, 0.0), (1.0, 0, 1e-6)):
+        found = sample(model, params, jnp.asarray(encoded), jnp.asarray(mask), STEPS, keys, temperature, top_k, top_p)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+def test_labels_score_as_each_alone() -> None:
+    """[B, C, L] with padding in L and in C, against one unpadded label of one input at a time."""
+    model, params, encoded, mask = setting()
+    labels = [[(2, 1), (3, 4, 5, 1)], [(6, 1)], [(4, 4, 1), (4, 1), (3,)], [(1,)], [(5, 6), (6, 5)]]
+    table = np.zeros((5, 3, 6), np.int32)
+    for row, choices in enumerate(labels):
+        for c, tokens in enumerate(choices):
+            table[row, c, : len(tokens)] = tokens
+    found = np.asarray(jax.jit(lambda e, m, t: label_scores(model, params, e, m, t))(encoded, mask, table))
+    for row, choices in enumerate(labels):
+        source = encoded[row : row + 1], mask[row : row + 1]
+        alone = [float(log_probabilities(model, params, *source, np.array([tokens])).sum()) for tokens in choices]
+        np.testing.assert_allclose(found[row, : len(choices)], alone, atol=1e-5)
+        assert (found[row, len(choices) :] == -np.inf).all()
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
@@ -88,7 +197,8 @@ def test_wide_beam_search_finds_the_best_of_all_outputs(length_penalty: float) -
             axis=1
         ) / lengths**length_penalty
         assert found.tokens[row].tolist() == list(outputs[int(totals.argmax())])
-        np.testing.assert_allclose(found.scores[row], totals.max(), atol=1e-5)
+        best = int(totals.argmax())
+        np.testing.assert_allclose(found.scores[row], totals[best] * lengths[best] ** length_penalty, atol=1e-5)
 
 
 def test_one_beam_without_penalty_is_greedy_until_it_ends() -> None:

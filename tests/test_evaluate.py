@@ -1,19 +1,18 @@
-"""Batched decoding gives each example what it would get alone, in few compiled shapes; scores are the task's own."""
+"""Scores are the tasks' own, on the same examples every time, of generated texts and of ranked labels."""
 
 import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from mpt_jax import decoding, setup
+from mpt_jax import setup
 from mpt_jax.config import DecodeConfig
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import evaluate, examined, main_score, make_predict, predict_tokens, run_evaluate
-from mpt_jax.prompted_t5 import inject
+from mpt_jax.evaluate import evaluate, examined, main_score, run_evaluate
+from mpt_jax.predict import predict_tokens, rank_labels
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import load_prompts, save_prompts
 
@@ -38,51 +37,6 @@ def bank():
     return build_prompt(tiny.experiment(Path(), "x").prompt, (0, 1, 2), tiny.CONFIG.d_model), {"prompt": prompts}
 
 
-@pytest.fixture(scope="module")
-def inputs():
-    rng = np.random.default_rng(0)
-    sizes = [3, 128, 60, 32, 33, 65]
-    return [rng.integers(3, 70, size).astype(np.int32) for size in sizes]
-
-
-def test_a_mixed_batch_gives_each_example_what_it_gets_alone(backbone, bank, inputs):
-    """Tasks, lengths and batch sizes mixed, against one unpadded example at a time through the pure functions."""
-    module, trainable = bank
-    task_ids = [n % 3 for n in range(len(inputs))]
-
-    @jax.jit
-    def alone(tokens, prompt):
-        x = backbone.model.apply({"params": backbone.params}, tokens[None], method="embed")
-        x, mask = inject(prompt[None], x, jnp.ones((1, len(tokens))))
-        encoded = backbone.model.apply({"params": backbone.params}, x, mask, method="encode").output
-        return decoding.greedy(backbone.model, backbone.params, encoded, mask, LENGTHS["targets"]).tokens[0]
-
-    expected = [alone(tokens, trainable["prompt"][task]) for tokens, task in zip(inputs, task_ids, strict=True)]
-    assert len({tuple(np.asarray(one).tolist()) for one in expected}) > 3
-    for size in (4, 64):
-        decode = DecodeConfig(batch_size=size)
-        outputs = predict_tokens(backbone, module, trainable, inputs, task_ids, lengths=LENGTHS, decode=decode)
-        np.testing.assert_array_equal(outputs, expected)
-
-
-def test_few_shapes_are_compiled(backbone, bank, inputs):
-    """Inputs are padded to T, T/2 or T/4 and batches filled up: three programs at most, whatever comes."""
-    module, trainable = bank
-    decode = DecodeConfig(batch_size=4, max_length=5)
-    predict = make_predict(backbone.model, module, 5, 1, 1.0)
-    for part in (inputs, inputs[:1], inputs[::2], inputs[3:], inputs * 2):
-        predict_tokens(backbone, module, trainable, part, [0] * len(part), lengths=LENGTHS, decode=decode)
-    assert predict._cache_size() <= 3
-
-
-def test_beam_search_is_reached(backbone, bank, inputs):
-    module, trainable = bank
-    decode = DecodeConfig(batch_size=4, num_beams=3)
-    beams = predict_tokens(backbone, module, trainable, inputs[:1], [1], lengths=LENGTHS, decode=decode)
-    assert beams[0].shape == (LENGTHS["targets"],)
-    assert predict_tokens(backbone, module, trainable, [], [], lengths=LENGTHS, decode=decode) == []
-
-
 class Answers:
     """Reads an untrained model's babble as one of the tasks' answers, so that scores are neither 0 nor 100."""
 
@@ -99,7 +53,8 @@ def test_scores_are_the_tasks_own(folder, backbone, bank):
 
     def expected(cache, prompt, rows):
         inputs = [cache.inputs(int(i)) for i in rows]
-        tokens = predict_tokens(backbone, module, trainable, inputs, [prompt] * len(rows), lengths=tiny.LENGTHS, decode=decode)
+        parts = (backbone, module, trainable, inputs, [prompt] * len(rows))
+        tokens = predict_tokens(*parts, lengths=tiny.LENGTHS, decode=decode).tokens
         texts = [Answers().decode(one.tolist()) for one in tokens]
         return 100 * np.mean([text == cache.target_text(int(i)) for i, text in zip(rows, texts, strict=True)])
 
@@ -115,6 +70,40 @@ def test_scores_are_the_tasks_own(folder, backbone, bank):
     assert found[0, 1, 2] != found[2, 0, 1] and 0 < np.mean(list(found.values())) < 100
     part = evaluate(backbone, module, trainable, caches[:1], **common, max_examples=7)  # against its own targets
     np.testing.assert_allclose(part[0]["accuracy"], expected(caches[0], 0, examined(len(caches[0]), 7)))
+
+
+def test_draws_are_an_example_s_own(folder, backbone, bank):
+    """Whatever other tasks are evaluated with it."""
+    config = tiny.experiment(folder, "x")
+    caches = setup.open_caches(config, tiny.TASKS, "validation", setup.open_vocabulary(config, backbone))
+    decode = DecodeConfig(batch_size=16, temperature=1.0)
+    common = {"vocabulary": Answers(), "lengths": tiny.LENGTHS, "decode": decode}
+    together = evaluate(backbone, *bank, caches, **common)
+    assert together[1:] == [evaluate(backbone, *bank, caches[n : n + 1], prompt_ids=[n], **common)[0] for n in (1, 2)]
+    assert together != evaluate(backbone, *bank, caches, **common | {"decode": DecodeConfig(temperature=1.0, seed=1)})
+
+
+def test_ranked_labels_are_those_of_the_training_split(folder, backbone, bank):
+    """Two tasks with 3 and 2 labels at once; each stream's accuracy from its labels' scores, one stream at a time."""
+    module, trainable = bank
+    config = tiny.replace(tiny.experiment(folder, "x", tasks=tiny.TASKS), decode={"method": "rank"})
+    vocabulary = setup.open_vocabulary(config, backbone)
+    caches = setup.open_caches(config, tiny.TASKS, "validation", vocabulary)
+    labels = setup.open_labels(config, tiny.TASKS, vocabulary)
+    assert [label_set.texts for label_set in labels] == [("blue", "green", "red"), ("no", "yes"), ("bird", "cat", "dog")]
+    assert setup.open_labels(tiny.experiment(folder, "x"), ["tiny_free"], vocabulary) is None  # nothing is to be ranked
+    common = {"lengths": tiny.LENGTHS, "decode": config.decode}
+    expected = []
+    for number, (cache, label_set) in enumerate(zip(caches, labels, strict=True)):
+        inputs = [cache.inputs(i) for i in range(len(cache))]
+        scores = rank_labels(backbone, module, trainable, inputs, [number] * len(inputs), [label_set] * len(inputs), **common)
+        right = [label_set.texts[int(np.argmax(row))] == cache.target_text(i) for i, row in enumerate(scores)]
+        expected.append(100 * np.mean(right))
+    assert 0 < np.mean(expected) < 100
+    found = evaluate(backbone, module, trainable, caches, vocabulary=vocabulary, labels=labels, **common)
+    np.testing.assert_allclose([one["accuracy"] for one in found], expected)
+    with pytest.raises(ValueError, match="needs the labels"):
+        evaluate(backbone, module, trainable, caches, vocabulary=vocabulary, **common)
 
 
 def test_examined_rows_are_a_fixed_random_part():
@@ -170,6 +159,26 @@ def test_of_several_seeds_the_best_serves_a_task(tmp_path, scores, best):
     assert setup.match_tasks(["tiny_colour", "tiny_mood"], meta, "x") == [2, best]
     np.testing.assert_array_equal(load_prompts(f"{path}#tiny_mood")[0]["prompt"][0], prompts[best])
     assert setup.match_tasks(tasks, meta, "x") == [0, 1, 2, 3]
+
+
+def test_command_ranks(folder, backbone, bank):
+    """A task that no label set can be found for is named, and what is drawn stays the same from call to call."""
+    prompts = {"prompt": np.asarray(bank[1]["prompt"][:2])}
+    meta = {"tasks": ["tiny_colour", "tiny_free"], "groups": [0, 1], "backbone": backbone.fingerprint}
+    save_prompts(folder / "ranked" / "prompts.safetensors", prompts, meta)
+    config = tiny.replace(tiny.experiment(folder, "ranked"), decode={"method": "rank"})
+    vocabulary = setup.open_vocabulary(config, backbone)
+    caches = setup.open_caches(config, ["tiny_colour"], "validation", vocabulary)
+    common = {"vocabulary": vocabulary, "lengths": tiny.LENGTHS, "decode": config.decode}
+    labels = setup.open_labels(config, ["tiny_colour"], vocabulary)
+    [direct] = evaluate(backbone, *bank, caches, labels=labels, **common)
+    assert run_evaluate(config)["tasks"][0]["metrics"] == direct
+    both = tiny.experiment(folder, "ranked", tasks=("tiny_colour", "tiny_free"))
+    with pytest.raises(UserError, match=r"Task 'tiny_free' has no label set to rank: its 18 targets of the split 'train'"):
+        run_evaluate(tiny.replace(both, decode={"method": "rank"}))
+    run_evaluate(both)
+    drawn = tiny.replace(both, decode={"temperature": 1.0, "batch_size": 7})
+    assert run_evaluate(drawn) == run_evaluate(tiny.replace(drawn, decode={"batch_size": 16}))
 
 
 def test_command_mistakes(folder, backbone, bank):

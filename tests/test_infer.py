@@ -1,16 +1,22 @@
 """JSONL in, JSONL out: finished texts and tasks' own fields, and every way in which a line can be wrong."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from mpt_jax import setup
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import predict_tokens
 from mpt_jax.infer import run_infer
+from mpt_jax.predict import predict_tokens
+from mpt_jax.prompted_t5 import forward
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import save_prompts
 
@@ -27,10 +33,12 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def infer(folder, lines, run="run", output="out.jsonl"):
+def infer(folder, lines, run="run", output="out.jsonl", **decode):
     (folder / "in.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     config = tiny.experiment(folder, run)
-    config = tiny.replace(config, infer={"input_file": str(folder / "in.jsonl"), "output_file": str(folder / output)})
+    config = tiny.replace(
+        config, decode=decode, infer={"input_file": str(folder / "in.jsonl"), "output_file": str(folder / output)}
+    )
     path = run_infer(config)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -46,7 +54,7 @@ def predicted(folder, text, prompt):
     tokens = predict_tokens(
         trained.backbone, module, trained.trainable, ids, [prompt], lengths=tiny.LENGTHS, decode=config.decode
     )
-    return vocabulary.decode(tokens[0].tolist())
+    return vocabulary.decode(tokens.tokens[0].tolist())
 
 
 def test_texts_of_several_tasks_come_back_in_order(folder):
@@ -57,9 +65,10 @@ def test_texts_of_several_tasks_come_back_in_order(folder):
         {"task": "tiny_colour", "inputs": "the food is good", "note": "é"},
     ]
     outputs = infer(folder, rows)
-    assert [{k: v for k, v in row.items() if k != "prediction"} for row in outputs] == [rows[0], rows[1], rows[3]]
+    answers = [{"prediction": row.pop("prediction"), "score": row.pop("score")} for row in outputs]
+    assert outputs == [rows[0], rows[1], rows[3]]
     expected = [predicted(folder, row["inputs"], TASKS.index(row["task"])) for row in (rows[0], rows[1], rows[3])]
-    assert [row["prediction"] for row in outputs] == expected
+    assert [answer["prediction"] for answer in answers] == expected
     assert len(set(expected)) > 1
 
 
@@ -67,7 +76,8 @@ def test_fields_are_formatted_by_the_tasks_preprocessors(folder):
     """`tiny_word` says "the food is " + word; its label is not needed. Mixed with finished text."""
     outputs = infer(folder, [{"task": "tiny_word", "word": "good"}, {"task": "tiny_word", "word": "bad", "label": "no"}])
     assert [row["prediction"] for row in outputs] == [predicted(folder, f"the food is {word}", 1) for word in ("good", "bad")]
-    assert outputs[1] == {"task": "tiny_word", "word": "bad", "label": "no", "prediction": outputs[1]["prediction"]}
+    assert list(outputs[1]) == ["task", "word", "label", "prediction", "score"]
+    assert outputs[1]["label"] == "no"
 
 
 def test_one_prompt_needs_no_task(folder):
@@ -79,6 +89,76 @@ def test_one_prompt_serves_no_task_that_is_not_there(folder):
     rows = [{"task": task, "inputs": "the cat is red"} for task in ("tiny_mood", "tiny_moood")]
     with pytest.raises(UserError, match=r"in\.jsonl, line 2: No seqio task or mixture 'tiny_moood' .*Did you mean 'tiny_mood'\?"):
         infer(folder, rows, run="single")
+
+
+@functools.cache
+def token_log_probabilities(folder):
+    """The compiled (input tokens [24], prompt number, target tokens [6]) -> [6], by the training step's own forward pass."""
+    trained = setup.open_trained(tiny.experiment(folder, "run"), setup.mesh_of(tiny.experiment(folder, "run")))
+
+    @jax.jit
+    def run(tokens, prompt, target):
+        batch = {"encoder_tokens": tokens[None], "decoder_input_tokens": jnp.pad(target, (1, 0))[None, :-1]}
+        output = forward(trained.backbone.model, trained.backbone.params, batch, trained.trainable["prompt"][prompt][None])
+        return jnp.take_along_axis(jax.nn.log_softmax(output.logits[0]), target[:, None], axis=1)[:, 0]
+
+    return run
+
+
+def log_likelihood(folder, text, prompt, target):
+    vocabulary = load_vocabulary(folder / "vocabulary.model")
+    tokens, padded = np.zeros(24, np.int32), np.zeros(6, np.int32)
+    tokens[: len(vocabulary.encode(text)) + 1] = [*vocabulary.encode(text), 1]
+    padded[: len(target)] = target
+    return float(token_log_probabilities(folder)(tokens, prompt, padded)[: len(target)].sum())
+
+
+def test_the_score_is_the_prediction_s_log_probability(folder):
+    """Greedy and by beam search, by a teacher-forced pass over the predicted tokens."""
+    text, config = "the cat is red", tiny.experiment(folder, "run")
+    trained = setup.open_trained(config, setup.mesh_of(config))
+    vocabulary = setup.open_vocabulary(config, trained.backbone)
+    ids = [np.asarray([*vocabulary.encode(text), 1], np.int32)]
+    for num_beams in (1, 3):
+        decode = dataclasses.replace(config.decode, num_beams=num_beams)
+        parts = (trained.backbone, trained.prompt_module, trained.trainable)
+        tokens = predict_tokens(*parts, ids, [1], lengths=tiny.LENGTHS, decode=decode).tokens[0].tolist()
+        tokens = tokens[: tokens.index(1) + 1] if 1 in tokens else tokens
+        [row] = infer(folder, [{"task": "tiny_word", "inputs": text}], num_beams=num_beams)
+        np.testing.assert_allclose(row["score"], log_likelihood(folder, text, 1, tokens), rtol=1e-5)
+
+
+def test_ranking_answers_with_a_label_of_the_row_s_task(folder):
+    rows = [{"task": "tiny_colour", "inputs": "the cat is red"}, {"task": "tiny_word", "word": "good"}]
+    vocabulary = load_vocabulary(folder / "vocabulary.model")
+    colours, words = outputs = infer(folder, rows, method="rank")
+    for row, text, prompt, labels in (
+        (colours, "the cat is red", 0, ["blue", "green", "red"]),
+        (words, "the food is good", 1, ["no", "yes"]),
+    ):
+        assert list(row["scores"]) == labels
+        expected = [log_likelihood(folder, text, prompt, [*vocabulary.encode(label), 1]) for label in labels]
+        np.testing.assert_allclose(list(row["scores"].values()), expected, rtol=1e-5)
+        assert row["prediction"] == labels[int(np.argmax(expected))] and row["score"] == max(row["scores"].values())
+    means = infer(folder, rows, method="rank", label_score="mean")
+    for one, mean in zip(outputs, means, strict=True):
+        sizes = [len(vocabulary.encode(label)) + 1 for label in one["scores"]]
+        np.testing.assert_allclose(list(mean["scores"].values()), list(one["scores"].values()) / np.array(sizes), rtol=1e-5)
+    [alone] = infer(folder, [{"inputs": "the cat is red"}], run="single", method="rank")  # the labels of the prompt's own task
+    assert alone["scores"] == colours["scores"]
+
+
+def test_a_task_without_labels_cannot_be_ranked(folder):
+    rows = [GOOD, {"task": "tiny_free", "inputs": "the cat is red"}]
+    with pytest.raises(
+        UserError, match=r"line 2: Task 'tiny_free' has no label set to rank: .* set DecodeConfig\.method='generate'"
+    ):
+        infer(folder, rows, run="single", method="rank")
+    config = tiny.experiment(folder, "bare", method="none")
+    files = {"input_file": str(folder / "in.jsonl"), "output_file": str(folder / "out.jsonl")}
+    (folder / "in.jsonl").write_text(json.dumps({"inputs": "the cat is red"}))
+    with pytest.raises(UserError, match=r"line 1: no 'task', whose labels DecodeConfig\.method='rank' needs"):
+        run_infer(tiny.replace(config, decode={"method": "rank"}, infer=files))
 
 
 def test_long_inputs_are_cut_as_in_training_and_counted(folder, capsys):

@@ -1,4 +1,4 @@
-"""Our T5 computes what Hugging Face's computes: encoder, every layer, logits, loss and decoded tokens."""
+"""Our T5 computes what Hugging Face's computes: encoder, every layer, logits, loss, decoded tokens and labels' likelihoods."""
 
 from typing import Any
 
@@ -10,10 +10,14 @@ import pytest
 import torch
 from hf_reference import CONFIGS, V1_0, V1_1, random_hf_model, save_hf_model
 
+from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.checkpoint.import_hf import import_hf
-from mpt_jax.config import T5Config
+from mpt_jax.config import DecodeConfig, PromptConfig, T5Config
+from mpt_jax.data.cache import LabelSet
 from mpt_jax.decoding import Generated, beam, greedy
 from mpt_jax.models import T5
+from mpt_jax.predict import rank_labels
+from mpt_jax.prompts import build_prompt
 
 RELATIVE_BOUND = 1e-4  # of the reference's standard deviation; a wrong norm epsilon, gelu or wi order is beyond it
 
@@ -175,7 +179,8 @@ def test_decoding_equals_transformers(name: str, num_beams: int, length_penalty:
             [row[: len(until_eos(ids))].sum() for row, ids in zip(per_step, generated.sequences[:, 1:], strict=True)]
         )
     else:
-        scores = generated.sequences_scores.numpy()
+        lengths = np.array([len(until_eos(row)) for row in generated.sequences[:, 1:]])
+        scores = generated.sequences_scores.numpy() * lengths**length_penalty
     theirs = [until_eos(row) for row in generated.sequences[:, 1:]]
     assert [until_eos(row) for row in ours.tokens] == theirs
     lengths = [len(row) for row in theirs]
@@ -183,3 +188,36 @@ def test_decoding_equals_transformers(name: str, num_beams: int, length_penalty:
     for row, length in zip(np.asarray(ours.tokens), lengths, strict=True):
         assert not row[length:].any()
     np.testing.assert_allclose(ours.scores, scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [V1_1, V1_0], ids=["v1.1", "v1.0"])
+def test_label_scores_equal_transformers_log_likelihood(config: T5Config, tmp_path: Any) -> None:
+    """Two prompts and two label sets in batches of three, padded; transformers sees one example and label at a time."""
+    hf_model, model, params = load_both(config, tmp_path)
+    rng = np.random.default_rng(2)
+    prompts = rng.standard_normal((2, 5, config.d_model)).astype(np.float32)
+    module = build_prompt(PromptConfig(length=5), (0, 1), config.d_model)
+    inputs = [rng.integers(2, config.vocab_size, size).astype(np.int32) for size in (4, 17, 9, 30)]
+    sets = LabelSet(("a", "b"), ((7, 1), (8, 9, 10, 1))), LabelSet(("c", "d", "e"), ((11, 1), (12, 13, 1), (14,)))
+    task_ids, labels = [0, 1, 1, 0], [sets[0], sets[0], sets[1], sets[1]]
+
+    def likelihood(tokens: np.ndarray, task: int, label: tuple[int, ...]) -> float:
+        with torch.no_grad():
+            embedded = torch.cat([torch.tensor(prompts[task]), hf_model.shared(torch.tensor(tokens))])[None]
+            logits = hf_model(inputs_embeds=embedded, labels=torch.tensor([label])).logits[0]
+        return float(logits.log_softmax(-1)[range(len(label)), list(label)].sum())
+
+    lengths, decode = {"inputs": 32, "targets": 6}, DecodeConfig(method="rank", batch_size=3)
+    found = rank_labels(
+        Backbone(model, params, "", tmp_path),
+        module,
+        {"prompt": prompts},
+        inputs,
+        task_ids,
+        labels,
+        lengths=lengths,
+        decode=decode,
+    )
+    for row, (tokens, task, label_set) in enumerate(zip(inputs, task_ids, labels, strict=True)):
+        expected = [likelihood(tokens, task, label) for label in label_set.tokens]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ import tiny
 from mpt_jax import setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import examined
+from mpt_jax.evaluate import examined, run_evaluate
 from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
@@ -360,6 +360,23 @@ def test_a_misspelt_target_is_told_before_training(folder, config):
     with pytest.raises(UserError, match=r"Did you mean 'tiny_mood'\? .*PipelineConfig\.sources or PipelineConfig\.targets"):
         run_pipeline(wrong)
     assert not (folder / "misspelt" / "runs").exists()
+
+
+def test_a_study_may_rank(folder):
+    """Targets with 2 and 3 labels in one bank; a target without labels is told before anything is trained."""
+    few = {"prompt_tuning": StageConfig(1, 4, study.PLAIN)}
+    cfg = study.pipeline(folder, "ranked", **FEW, few_shot=few, seeds=(0,))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, decode={"method": "rank"}))
+    run_pipeline(cfg)
+    records = results.read(folder / "ranked" / "results.jsonl")
+    [stage] = stages.plan(cfg)
+    test = tiny.replace(stage.experiment, train={"max_eval_examples": cfg.max_test_examples})
+    assert [record["score"] for record in records] == [row["score"] for row in run_evaluate(test)["tasks"]]
+    assert sum(record["score"] for record in records) > 0
+    wrong = tiny.replace(cfg.base, train={"model_dir": str(folder / "unranked")})
+    with pytest.raises(UserError, match=r"Task 'tiny_free' has no label set to rank"):
+        run_pipeline(dataclasses.replace(cfg, base=wrong, targets=("tiny_mood", "tiny_free")))
+    assert not (folder / "unranked" / "runs").exists()
 
 
 def test_the_report_can_be_rebuilt_from_the_results_alone(finished, tmp_path):

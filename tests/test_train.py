@@ -161,6 +161,16 @@ def test_best_of_each_group_is_kept(folder, pretrained):
         np.testing.assert_array_equal(run_training(stopped).params["prompt"][group], params["prompt"][group])
 
 
+def test_the_best_may_be_chosen_by_ranking(folder):
+    """Validation ranks the labels of each task, as `evaluate` does afterwards; an untrained T5 that writes scores nothing."""
+    config = tiny.experiment(folder, "ranked", tasks=tiny.TASKS[:2], steps=1, train={"eval_period": 1})
+    config = tiny.replace(config, decode={"method": "rank"})
+    result = run_training(config)
+    assert result.scores.tolist() == [row["score"] for row in run_evaluate(config)["tasks"]]
+    written = run_evaluate(tiny.replace(config, decode={"method": "generate"}))
+    assert written["score"] == 0 < min(result.scores)
+
+
 def test_history_is_what_was_written(folder):
     config = tiny.experiment(folder, "history", steps=8, train={"eval_period": 4, "tensorboard": True})
     result = run_training(config)
@@ -273,6 +283,12 @@ MISTAKES = {
         lambda folder: tiny.experiment(folder, "m9", tasks=("tiny_no_metric",), train={"eval_period": 2}),
         r"'tiny_no_metric' has no metric to validate by; set TrainConfig\.eval_period=0",
     ),
+    "labels": (
+        lambda folder: tiny.replace(
+            tiny.experiment(folder, "m10", tasks=("tiny_free",), train={"eval_period": 2}), decode={"method": "rank"}
+        ),
+        r"'tiny_free' has no label set to rank: its 18 targets of the split 'train' are not few ones that recur",
+    ),
     "groups": (
         lambda folder: tiny.experiment(folder, "m3", streams=(StreamConfig("tiny_mood", 0), StreamConfig("tiny_colour", 2))),
         r"groups \[0, 2\]; number them 0 to 1",
@@ -367,7 +383,12 @@ def test_an_unfinished_run_is_neither_evaluated_nor_used(folder):
 
 @pytest.mark.parametrize(
     "change",
-    [{"train": {"max_eval_examples": 3}}, {"data": {"eval_split": "test"}}, {"decode": {"num_beams": 2}}],
+    [
+        {"train": {"max_eval_examples": 3}},
+        {"data": {"eval_split": "test"}},
+        {"decode": {"num_beams": 2}},
+        {"decode": {"method": "rank"}},
+    ],
 )
 def test_what_the_best_is_chosen_by_stays(tmp_path, change):
     """A lucky score on three examples would never be beaten on all of them."""

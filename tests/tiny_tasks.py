@@ -54,6 +54,19 @@ seqio.TaskRegistry.add(
     metric_fns=[metrics.accuracy],
 )
 
+seqio.TaskRegistry.add(  # no classification: few of its targets recur
+    "tiny_free",
+    source=features.rows_source(
+        {
+            split: [{"inputs": f"copy {a} {b}", "targets": f"{a} {b}"} for a in (*GOOD, *BAD) for b in COLOURS]
+            for split in ("train", "validation")
+        }
+    ),
+    preprocessors=[*features.TOKENIZE],
+    output_features=features.output_features(),
+    metric_fns=[metrics.accuracy],
+)
+
 seqio.TaskRegistry.add(  # as those for pretraining
     "tiny_no_metric",
     source=features.rows_source({split: _rows(_mood, split, 8) for split in ("train", "validation")}),

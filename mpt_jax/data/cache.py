@@ -14,7 +14,7 @@ import logging
 import mmap
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,13 @@ def lengths_of(data: DataConfig) -> dict[str, int]:
     return {name: int(data.lengths[name]) for name in ("inputs", "targets")}
 
 
+class LabelSet(NamedTuple):
+    """The different targets of a classification, sorted by text."""
+
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]  # of each label as of a target: with EOS if the task has it, at most L
+
+
 class TokenCache:
     """Examples of one split, in the order of the seqio task; arrays are views of memory-mapped files.
 
@@ -137,6 +144,21 @@ class TokenCache:
         """The target of every example where the task is a classification (few different targets that recur), else None."""
         names = self.meta["labels"]
         return None if self._labels is None else [names[k] for k in self._labels]
+
+    @cached_property
+    def label_set(self) -> LabelSet:
+        """The labels that `DecodeConfig.method="rank"` chooses from.
+
+        Raises:
+          UserError: the task is no classification by this split (see `labels`).
+        """
+        if self._labels is None:
+            raise UserError(
+                f"Task '{self.task}' has no label set to rank: its {len(self)} targets of the split '{self.split}' are not few "
+                "ones that recur; set DecodeConfig.method='generate'."
+            )
+        examples = np.unique(self._labels, return_index=True)[1]  # one for each label
+        return LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
 
     @property
     def has_metrics(self) -> bool:

@@ -38,10 +38,13 @@ class Encoded(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """State of step-by-step decoding; the leading axis of the four arrays is the layer, M the longest target."""
+    """State of step-by-step decoding; the leading axis of the four arrays is the layer, M the longest target.
+
+    An input may have C targets, decoded side by side; C = 1 from `start_cache`.
+    """
 
     position: jax.Array  # int32 scalar, number of tokens already decoded
-    self_key: jax.Array  # [layers, B, H, M, K]
+    self_key: jax.Array  # [layers, B * C, H, M, K]
     self_value: jax.Array
     cross_key: jax.Array  # [layers, B, H, S, K]
     cross_value: jax.Array
@@ -110,7 +113,9 @@ class DecoderBlock(nn.Module):
         else:
             assert encoded is not None, "decode needs the encoder's output or a cache"
             cross = cross_attention.keys_values(encoded)
-        x = x + dropout(cross_attention(y, *cross, (cross_bias,)))
+        # Cross-attention knows no positions: an input's C targets are C * L queries to the same keys, which are not copied.
+        queries = y.reshape(cross[0].shape[0], -1, y.shape[-1])
+        x = x + dropout(cross_attention(queries, *cross, (cross_bias,)).reshape(y.shape))
 
         y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
         x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
@@ -219,6 +224,7 @@ class T5(nn.Module):
     ) -> Decoded:
         """Decoder input tokens [B, L] (first one 0) and the encoder's output [B, S, D] → `Decoded`.
 
+        An input may have C targets, then tokens are [B * C, L], the targets of one input side by side; so is what comes back.
         Causal only: padding among the decoder's inputs is not masked, as in T5X and Hugging Face. With a cache from
         `start_cache`, `tokens` are the next L ones, the cache comes back advanced, and `encoded` is not looked at (None will do).
         """
