@@ -107,7 +107,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.epilog = f"commands:\n  {commands.replace(chr(10), chr(10) + '  ')}\n\n{EPILOG}"
     if not argv:
         argv = ["--help"]
-    arguments = parser.parse_args([item for item in argv if not item.startswith("--gin.")])
+    arguments = parser.parse_intermixed_args([item for item in argv if not item.startswith("--gin.")])
     arguments.bindings = [item.removeprefix("--gin.") for item in argv if item.startswith("--gin.")]
     arguments.search_paths = [path for paths in arguments.gin_search_paths for path in paths.split(",") if path]
     if arguments.command not in COMMANDS:
@@ -121,6 +121,10 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _configuration(arguments: argparse.Namespace) -> Parsed:
+    if arguments.vocabulary:
+        raise UserError(
+            f"--vocabulary is for import and export SRC DST; give {arguments.command} --gin.BackboneConfig.vocabulary."
+        )
     if not arguments.gin_file:
         raise UserError(f"{arguments.command} needs at least one --gin_file=FILE, such as gin/studies/demo.gin.")
     return parse(arguments.gin_file, arguments.bindings, arguments.search_paths)
@@ -178,6 +182,8 @@ def _infer(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     if len(arguments.paths) != 2:
         raise UserError("import needs two paths: import SRC DST (a checkpoint, and the new folder).")
+    if arguments.gin_file or arguments.bindings:
+        raise UserError("import takes no gin flags; give import SRC DST, and --vocabulary where the source has none.")
     from mpt_jax.convert import run_import
 
     source, target = arguments.paths
@@ -271,7 +277,7 @@ COMMANDS = {
     "train": _Command(_train, "train prompts (or, with model_tuning, the whole model); the same command again resumes"),
     "evaluate": _Command(_evaluate, "score the run in MODEL_DIR on each task's evaluation split"),
     "infer": _Command(_infer, "InferConfig.input_file (JSONL with a task name) → InferConfig.output_file"),
-    "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that loads fast and is checked at each load"),
+    "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),

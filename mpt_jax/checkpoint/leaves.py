@@ -99,6 +99,11 @@ def stack(layers: Sequence[Leaf]) -> Leaf:
     return Leaf((len(layers), *first.shape), first.dtype, (1, *first.chunks), read)
 
 
+def layer(leaf: Leaf, number: int) -> Leaf:
+    """One layer of a leaf [layers, ...]."""
+    return Leaf(leaf.shape[1:], leaf.dtype, leaf.chunks[1:], lambda index: leaf.read((slice(number, number + 1), *index))[0])
+
+
 def transposed(leaf: Leaf, axes: Sequence[int]) -> Leaf:
     """`np.transpose(leaf, axes)`."""
 
@@ -145,13 +150,25 @@ def blocks(leaf: Leaf) -> Iterator[tuple[Index, np.ndarray]]:
         yield index, leaf.read(index)
 
 
-def to_numpy(leaf: Leaf, dtype: str, digest: LeafDigest | None = None) -> np.ndarray:
-    """The whole leaf in host memory. The values that are stored are added to `digest`."""
-    array = np.empty(leaf.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`values` in `dtype`, C-contiguous; rounded where that is narrower. UserError, with `name`, for one beyond its range."""
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(values, dtype)
+    most = float(ml_dtypes.finfo(dtype).max)
+    if most < float(ml_dtypes.finfo(values.dtype).max):
+        largest = max(float(values.max()), -float(values.min()))
+        if largest > most and not np.isfinite(found).all():  # what is hardly larger is rounded to `most`
+            raise UserError(f"{name} has a weight of size {largest:g}, which {dtype} cannot hold; take another checkpoint.")
+    return found
+
+
+def to_numpy(leaf: Leaf, dtype: str, name: str, digest: LeafDigest | None = None) -> np.ndarray:
+    """The whole leaf in host memory, in `dtype` as by `cast`. The values as they then are are added to `digest`."""
+    array = np.empty(leaf.shape, jax.numpy.dtype(dtype))
     for index, values in blocks(leaf):
-        array[index] = values
+        array[index] = cast(values, array.dtype, name)
         if digest is not None:
-            digest.add(values)
+            digest.add(array[index])
     return array
 
 
@@ -177,7 +194,7 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     with _frugal_malloc(sum(math.prod(leaf.shape) for leaf in leaves.values())):
         for path in sorted(leaves):
             digest = LeafDigest(leaves[path].shape) if jax.process_index() == 0 else None
-            arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), digest)
+            arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), path, digest)
             if digest is not None:
                 digests[path] = digest.result()
             gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
@@ -187,20 +204,17 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     return Loaded(arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex(), digests)
 
 
-def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: LeafDigest | None) -> jax.Array:
+def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, name: str, digest: LeafDigest | None) -> jax.Array:
     """One leaf on its devices. With a digest it is read whole, else only what this process's devices hold; all of it once."""
     indices = sharding.addressable_devices_indices_map(leaf.shape).values()
     boxes = {_box(index, leaf.shape) for index in indices}
     buffers = {box: np.empty([stop - start for start, stop in box], dtype) for box in boxes}
     for region in sorted(boxes) if digest is None else [_box(whole(leaf.shape), leaf.shape)]:
         for index in _blocks(leaf, region):
-            stored = leaf.read(index)
-            with np.errstate(over="ignore"):
-                values = np.ascontiguousarray(stored, np.float32)
-            if stored.dtype == np.float64 and not np.isfinite(values).all():
-                raise UserError("A checkpoint in float64 has weights that float32 cannot hold; take another checkpoint.")
+            values = cast(leaf.read(index), np.dtype(np.float32), name)
             if digest is not None:
                 digest.add(values)
+            values = cast(values, dtype, name)
             for box, buffer in buffers.items():
                 _copy_overlap(values, index, buffer, box)
     array = jax.make_array_from_callback(leaf.shape, sharding, lambda index: buffers[_box(index, leaf.shape)])
