@@ -66,7 +66,7 @@ def find_streams(experiment: Experiment) -> Streams:
 
 
 def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
-    """The backbone's vocabulary. UserError when it has more ids than the model."""
+    """The backbone's vocabulary. UserError when it has more ids than the model, or so few that it is another model's."""
     vocabulary = load_vocabulary(backbone.vocabulary)
     check_vocabulary(vocabulary, experiment.backbone.architecture)
     return vocabulary
@@ -150,6 +150,7 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
         key=jax.random.key(experiment.train.seed),
         embedding=backbone.params["token_embedder"]["embedding"],
         tokenize=vocabulary.encode,
+        vocab_size=vocabulary.vocab_size,
         fingerprint=backbone.fingerprint,
     )
 

@@ -150,7 +150,7 @@ class TokenCache:
         """The labels that `DecodeConfig.method="rank"` chooses from.
 
         Raises:
-          UserError: the task is no classification by this split (see `labels`).
+          UserError: the task is no classification by this split (see `labels`); two labels have the same tokens.
         """
         if self._labels is None:
             raise UserError(
@@ -158,7 +158,16 @@ class TokenCache:
                 "ones that recur; set DecodeConfig.method='generate'."
             )
         examples = np.unique(self._labels, return_index=True)[1]  # one for each label
-        return LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
+        labels = LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
+        known: dict[tuple[int, ...], str] = {}
+        for text, tokens in zip(*labels, strict=True):
+            if (other := known.setdefault(tokens, text)) != text:
+                raise UserError(
+                    f"Task '{self.task}' has the labels '{other}' and '{text}', which cannot be told apart to rank them, since "
+                    f"both are the tokens {list(tokens)}; raise the targets' length ({self.lengths['targets']}) in "
+                    "TASK_FEATURE_LENGTHS, or take a vocabulary that has their pieces."
+                )
+        return labels
 
     @property
     def has_metrics(self) -> bool:
