@@ -21,11 +21,10 @@ import numpy as np
 
 from mpt_jax.config import DataConfig, nearest
 from mpt_jax.data import fingerprint
-from mpt_jax.data.cache import function_spec, lengths_of
+from mpt_jax.data.cache import MAX_CLASSES, RECURRENCE, function_spec, lengths_of
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
 
-MAX_CLASSES = 32  # a task with at most so many different targets, each recurring, is a classification
 BATCH = 512
 
 logger = logging.getLogger("mpt_jax")
@@ -327,7 +326,7 @@ def write(folder: Path, columns: Columns, meta: dict[str, Any]) -> None:
     (folder / "text.jsonl").write_bytes(b"".join(columns.texts) or b"\n")
     texts = [target for target in columns.targets if target is not None]
     names = sorted(set(texts))
-    classes = len(texts) == len(columns.targets) and len(names) <= MAX_CLASSES and 4 * len(names) <= len(texts)
+    classes = len(texts) == len(columns.targets) and len(names) <= MAX_CLASSES and RECURRENCE * len(names) <= len(texts)
     meta["labels"] = names if classes else None
     if classes:
         number = {name: k for k, name in enumerate(names)}

@@ -24,6 +24,7 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
 FORMAT = 1  # of the files and of what the builder puts in them; a change makes every cache stale
+MAX_CLASSES, RECURRENCE = 32, 4  # a split with at most so many different targets, so frequent on average, is a classification
 SCORING_MODULE = "mpt_jax.metrics"  # functions that live here are stored by name and need no seqio to score
 
 logger = logging.getLogger("mpt_jax")
@@ -155,7 +156,8 @@ class TokenCache:
         if self._labels is None:
             raise UserError(
                 f"Task '{self.task}' has no label set to rank: its {len(self)} targets of the split '{self.split}' are not few "
-                "ones that recur; set DecodeConfig.method='generate'."
+                f"ones that recur (at most {MAX_CLASSES} different ones, each {RECURRENCE} times on average); set "
+                "DecodeConfig.method='generate'."
             )
         examples = np.unique(self._labels, return_index=True)[1]  # one for each label
         labels = LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
