@@ -20,7 +20,7 @@ import orbax.checkpoint.experimental.v1 as ocp
 
 import mpt_jax
 from mpt_jax.checkpoint import storage
-from mpt_jax.checkpoint.leaves import Leaves, reason, some, to_numpy
+from mpt_jax.checkpoint.leaves import Leaves, some, to_numpy
 from mpt_jax.checkpoint.t5x_files import find_t5x, open_target
 from mpt_jax.config import NUMERICS, T5Config
 from mpt_jax.data.vocabulary import BYTES, FILE_NAMES
@@ -143,5 +143,8 @@ def _write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
     try:
         with context:
             ocp.partial.save(folder, {"params": unflatten({path: array})})
-    except ValueError as error:  # TensorStore's, of a full disk
-        raise OSError(reason(error)) from None
+    except ValueError as error:
+        told, is_system, _ = str(error).partition(" [os_error_code")
+        if not is_system:
+            raise
+        raise OSError(told.rpartition(": ")[2]) from None  # TensorStore's, of a full disk, which ends with the system's words
