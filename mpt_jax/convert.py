@@ -30,8 +30,8 @@ def run_import(source: str, target: str, vocabulary: str = "") -> None:
             a bucket or cannot be written.
     """
     folder = _new_folder(target)
-    opened = _open(source)
-    words, dtype = _vocabulary(opened, vocabulary), stored_dtype(opened.leaves)
+    opened, words = _open(source, vocabulary)
+    dtype = stored_dtype(opened.leaves)
     with _writing(folder, last=CARD) as inside:
         card = write_own(inside, opened.config, opened.leaves, source, words, opened.assumed)
     _tell(f"{target}: {_describe(opened, dtype)}, fingerprint {card.fingerprint}", opened)
@@ -46,18 +46,29 @@ def run_export_model(source: str, target: str, vocabulary: str = "") -> None:
         UserError: as `run_import`.
     """
     folder = _new_folder(target)
-    opened = _open(source)
-    words, dtype = _vocabulary(opened, vocabulary), stored_dtype(opened.leaves)
+    opened, words = _open(source, vocabulary)
+    dtype = stored_dtype(opened.leaves)
     with _writing(folder, last=CONFIG) as inside:
         write_hf(opened.leaves, opened.config, inside, dtype=dtype, vocabulary=words)
     _tell(f"{target}: {_describe(opened, dtype)}, a Hugging Face folder" + ("" if words else " without tokenizer"), opened)
 
 
-def _open(source: str) -> Opened:
+def _open(source: str, given: str) -> tuple[Opened, str]:
+    """The checkpoint, and the vocabulary that was given or lies in it: a local file, "bytes" or "".
+
+    Raises:
+        UserError: as `open_checkpoint` and `own_vocabulary`; no such vocabulary, or one of another model.
+    """
     try:
-        return open_checkpoint(source)
+        opened = open_checkpoint(source)
+        words = given or own_vocabulary(opened)
     except UserError as error:  # which calls the path by its name in gin
         raise UserError(str(error).replace(storage.CHECKPOINT, "SRC")) from None
+    if given not in ("", BYTES):
+        words = str(storage.local_copy(given, "--vocabulary"))
+    if words:
+        check_vocabulary(load_vocabulary(words), opened.config)
+    return opened, words
 
 
 def _new_folder(target: str) -> Path:
@@ -80,14 +91,6 @@ def _writing(folder: Path, last: str) -> Iterator[Path]:
             yield inside
     except (OSError, SafetensorError) as error:
         raise UserError(f"The model cannot be written to {folder} ({reason(error)}); choose another folder.") from None
-
-
-def _vocabulary(opened: Opened, given: str) -> str:
-    """What was given, or lies in the checkpoint: a local file, "bytes" or "". UserError where it is of another model."""
-    words = given if given == BYTES else str(storage.local_copy(given, "--vocabulary")) if given else own_vocabulary(opened)
-    if words:
-        check_vocabulary(load_vocabulary(words), opened.config)
-    return words
 
 
 def _tell(done: str, opened: Opened) -> None:

@@ -232,6 +232,9 @@ def test_a_damaged_card_is_told(folder: Path) -> None:
     edit_card(folder, architecture={"vocab_size": 3})
     with pytest.raises(UserError, match=r"card\.json is damaged"):
         load(folder)
+    edit_card(folder, digests=["none"])
+    with pytest.raises(UserError, match=r"card\.json is damaged"):
+        load(folder)
     (folder / own.CARD).write_text(text[:100])
     with pytest.raises(UserError, match=r"card\.json is damaged \(it is no whole JSON\)"):
         load(folder)
@@ -392,8 +395,10 @@ def test_a_changed_vocabulary_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"own/sentencepiece\.model was changed after it was written; import the backbone again"):
         load(tmp_path / "own", tiny.CONFIG, vocabulary="")
     file.unlink()
-    with pytest.raises(UserError, match=r"own/sentencepiece\.model' does not exist"):
+    with pytest.raises(UserError, match=r"INITIAL_CHECKPOINT_PATH '.*own/sentencepiece\.model' does not exist"):
         load(tmp_path / "own", tiny.CONFIG, vocabulary="")
+    with pytest.raises(UserError, match=r"^SRC '.*own/sentencepiece\.model' does not exist"):
+        run_export_model(f"{tmp_path}/own", f"{tmp_path}/out")
     load(tmp_path / "own", tiny.CONFIG, vocabulary=f"{tmp_path}/vocabulary.model")  # another one may be given
 
 

@@ -58,9 +58,10 @@ def read_card(folder: str) -> Card | None:
     try:
         architecture = T5Config(**values["architecture"])
         card = Card(architecture, *(values[name] for name in Card._fields[1:]))
-    except (KeyError, TypeError) as error:
+        fingerprint = combine(card.digests)
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/{CARD} is damaged ({error}); import the backbone again.") from None
-    if combine(card.digests) != card.fingerprint:
+    if fingerprint != card.fingerprint:
         raise UserError(f"{folder}/{CARD} is damaged (its digests do not make its fingerprint); import the backbone again.")
     return card
 
