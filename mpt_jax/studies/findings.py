@@ -21,8 +21,7 @@ def findings(records: Records) -> Iterator[str]:
             continue
         ranking = sorted(means, key=lambda method: -means[method].mean)
         line = ", ".join(f"{look(method).label} {means[method]}" for method in ranking)
-        what = f": {mean_label(tasks)}" if len(tasks) > 1 else f", {mean_label(tasks)}:"
-        sentences = [f"{setting_label(k)}{what} {line} ({_how_measured(targets, tasks, list(means.values()))})."]
+        sentences = [f"{setting_label(k)}, {mean_label(tasks)}: {line} ({_how_measured(targets, tasks, list(means.values()))})."]
         gain = results.difference(records, "mpt", "prompt_tuning", k)
         if gain:
             sentences.append(f"{_gain(gain)}{_losses(targets, k, tasks) if len(tasks) > 1 else '.'}")
