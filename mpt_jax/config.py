@@ -209,7 +209,7 @@ class TrainConfig:
     steps: int
     model_dir: str
     seed: int = 0
-    log_period: int = 50
+    log_period: int = 50  # steps; a pipeline's short stages tell their loss more often
     eval_period: int = 500  # 0 = no validation, the last prompt is the result; else the best of each group by validation score
     max_eval_examples: int = 0  # of each task's split; 0 = all
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again

@@ -29,16 +29,18 @@ from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.config import Experiment, PipelineConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.sampling import scarce_classes
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import evaluate, main_score
+from mpt_jax.evaluate import evaluate, examined, main_score
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
 from mpt_jax.studies import results
-from mpt_jax.studies.report import findings, write_report
+from mpt_jax.studies.findings import findings
+from mpt_jax.studies.report import write_report
 from mpt_jax.studies.results import Record
 from mpt_jax.train import TrainResult, run_training
 from mpt_jax.transfer import choose_sources
@@ -111,6 +113,7 @@ class Lab:
         self.vocabulary: Vocabulary = setup.open_vocabulary(cfg.base, self.backbone)
         tasks = (*cfg.sources, *cfg.targets)
         train = setup.open_caches(cfg.base, tasks, cfg.base.data.train_split, self.vocabulary)
+        self.train = dict(zip(tasks, train, strict=True))
         if cfg.base.train.eval_period:
             setup.open_caches(cfg.base, tasks, cfg.base.data.eval_split, self.vocabulary)
         self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
@@ -124,7 +127,9 @@ class Lab:
                     f"{cfg.base.train.model_dir} holds the result of {name} on other training or test examples of the task "
                     f"'{record['task']}' than there are now; restore them to continue, or give another MODEL_DIR."
                 )
-        self.references = reference_scores(cfg.base.data.task_modules)
+        documented = reference_scores(cfg.base.data.task_modules)
+        most = cfg.max_test_examples
+        self.references = {task: reference_of(documented.get(task, {}), test, most) for task, test in self.tests.items()}
 
     def test_sizes(self) -> dict[str, int]:
         """How many examples of each task are scored."""
@@ -224,7 +229,8 @@ def make_record(lab: Lab, stage: Stage, n: int, metrics: Mapping[str, float], se
         "score": main_score(dict(metrics)),
         "metrics": dict(metrics),
         "num_examples": lab.test_sizes()[run.task],
-        **reference_of(lab.references.get(run.task, {}), lab.tests[run.task], metrics),
+        **lab.references[run.task],
+        "scarce": scarce_classes(lab.train[run.task], stage.k),
         "params_trained": trained,
         "params_shared": shared,
         "steps": experiment.train.steps,
@@ -255,12 +261,16 @@ def numbers_trained(experiment: Experiment) -> tuple[int, int]:
     return plain + own, plain if own else 0
 
 
-def reference_of(documented: Mapping[str, float], test: TokenCache, metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The task's chance and ceiling as documented. Where chance is not, the majority class's accuracy stands for it."""
+def reference_of(documented: Mapping[str, float], test: TokenCache, max_examples: int) -> dict[str, float | None]:
+    """The task's chance and ceiling as documented. Where chance is not, the score of the best single label stands for it.
+
+    That is the most that a constant answer reaches by the task's own metrics, on the examples that are scored: with accuracy
+    the share of the largest class. Tasks without labels have none.
+    """
     chance = documented.get("chance")
-    labels = test.labels if chance is None and set(metrics) == {"accuracy"} else None
-    if labels:
-        chance = 100.0 * max(labels.count(label) for label in set(labels)) / len(labels)
+    if chance is None and test.labels is not None and test.has_metrics:
+        rows = examined(len(test), max_examples)
+        chance = max(main_score(test.score([label] * len(rows), rows)) for label in test.label_set.texts)
     return {"chance": chance, "ceiling": documented.get("ceiling")}
 
 

@@ -15,7 +15,7 @@ from mpt_jax import setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
-from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
+from mpt_jax.pipeline import numbers_trained, reference_of, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
 from mpt_jax.studies import results
@@ -83,6 +83,14 @@ def test_few_shot_runs_select_nothing_and_full_ones_do():
     cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, train={"eval_period": 7}))
     periods = {stage.kind: stage.experiment.train.eval_period for stage in stages.plan(cfg)}
     assert periods == {"teachers": 7, "source": 7, "few_shot": 0, "full": 7}
+
+
+def test_short_stages_tell_their_loss_often_enough_and_long_ones_as_configured():
+    few = {"prompt_tuning": StageConfig(60, 4, study.PLAIN), "spot": StageConfig(5, 4, study.PLAIN)}
+    cfg = study.pipeline(Path("f"), **FEW, few_shot=few, teacher=StageConfig(3000, 4, study.PLAIN))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, train={"log_period": 25}))
+    periods = {(s.kind, s.method): s.experiment.train.log_period for s in stages.plan(cfg)}
+    assert periods == {("teachers", "prompt_tuning"): 25, ("few_shot", "prompt_tuning"): 5, ("few_shot", "spot"): 1}
 
 
 def test_only_needed_stages_are_planned():
@@ -377,6 +385,35 @@ def test_a_study_may_rank(folder):
     with pytest.raises(UserError, match=r"Task 'tiny_free' has no label set to rank"):
         run_pipeline(dataclasses.replace(cfg, base=wrong, targets=("tiny_mood", "tiny_free")))
     assert not (folder / "unranked" / "runs").exists()
+
+
+def test_results_say_where_a_class_has_fewer_than_k_examples(folder, caplog):
+    """64 examples of 2 or 3 classes have no 40 of each; the report says so, the log once for each task."""
+    few = {"prompt_tuning": StageConfig(1, 4, study.PLAIN)}
+    run_pipeline(study.pipeline(folder, "scarce", k_shots=(40,), few_shot=few, sources=study.SOURCES[:1]))
+    for record in results.read(folder / "scarce" / "results.jsonl"):
+        assert len(record["scarce"]) == {"tiny_mood": 2, "tiny_animal": 3}[record["task"]]
+        assert sum(record["scarce"].values()) == 64
+    assert sum("all are taken for k = 40" in message for message in caplog.messages) == 2
+    assert "fewer than k = 40" in (folder / "scarce" / "report.md").read_text()
+
+
+def test_chance_is_what_the_best_single_label_scores(folder, config):
+    """Of the examples that are scored and by the task's own metrics, here CB's; what is documented comes first."""
+    backbone = setup.open_backbone(config.base, setup.mesh_of(config.base))
+    vocabulary = setup.open_vocabulary(config.base, backbone)
+    verdict, free, silent = (
+        setup.open_caches(config.base, [task], "validation", vocabulary)[0]
+        for task in ("tiny_verdict", "tiny_free", "tiny_no_metric")
+    )
+    for size in (0, 7):
+        labels = [verdict.target_text(int(i)) for i in examined(len(verdict), size)]
+        most = max(labels.count(label) for label in labels) / len(labels)
+        f1 = 2 * most / (most + 1) / len(set(labels))
+        got = reference_of({}, verdict, size)
+        assert got == {"chance": pytest.approx(100 * (most + f1) / 2), "ceiling": None}
+    assert reference_of({"chance": 12, "ceiling": 90}, verdict, 0) == {"chance": 12, "ceiling": 90}
+    assert reference_of({}, free, 0)["chance"] is reference_of({}, silent, 0)["chance"] is None
 
 
 def test_the_report_can_be_rebuilt_from_the_results_alone(finished, tmp_path):

@@ -9,7 +9,7 @@ from tiny import make_vocabulary
 
 from mpt_jax.data import build
 from mpt_jax.data.cache import TokenCache
-from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, stream_data
+from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, scarce_classes, stream_data
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.shapes import BATCH_SHAPES
@@ -246,6 +246,19 @@ def test_k_shot_of_a_rare_class_takes_all_and_says_so(make_cache, caplog):
     rows = k_shot_rows(cache, 4, seed=0)
     assert len(rows) == 6 and {38, 39} <= set(rows)
     assert "only 2 examples of class 'seldom'" in caplog.text
+
+
+def test_rare_classes_are_told_once_for_all_seeds_and_methods(make_cache, caplog):
+    cache = make_cache("rarer", 40, ["often"] * 36 + ["seldom"] * 3 + ["once"])
+    assert scarce_classes(cache, 4) == {"once": 1, "seldom": 3}
+    assert scarce_classes(cache, 1) == scarce_classes(cache, 0) == {}
+    for seed in range(3):
+        k_shot_rows(cache, 4, seed)
+    k_shot_rows(cache, 2, 0)
+    assert [record.args[-1] for record in caplog.records] == [4, 2]
+    assert "1 examples of class 'once', 3 examples of class 'seldom'" in caplog.text
+    answers = make_cache("rarest", 5, [f"answer {i}" for i in range(5)])
+    assert scarce_classes(answers, 8) == {"": 5}
 
 
 def test_k_shot_without_classes_is_k_in_all(make_cache):

@@ -8,6 +8,7 @@ Three ways, `DataConfig.sampling`:
                 to one of them (Wang et al. 2023 §3; with replacement and by rates as in the code of DPT, which derives from MPT).
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -64,18 +65,27 @@ def k_shot_rows(cache: TokenCache, k: int, seed: int) -> np.ndarray:
     """
     if k == 0:
         return np.arange(len(cache))
+    if scarce := scarce_classes(cache, k):
+        _warn_scarce(cache.task, k, tuple(scarce.items()))
     labels = cache.labels
     groups = {"": np.arange(len(cache))}
     if labels is not None:
         array = np.array(labels)
         groups = {name: np.flatnonzero(array == name) for name in sorted(set(labels))}
-    chosen = []
-    for name, rows in groups.items():
-        if len(rows) < k:
-            what = f"class '{name}'" if labels is not None else "task"
-            logger.warning("%s has only %d examples of %s; all are taken for k = %d", cache.task, len(rows), what, k)
-        chosen.append(_rng("k_shot", cache.task, seed, name).permutation(rows)[:k])
+    chosen = [_rng("k_shot", cache.task, seed, name).permutation(rows)[:k] for name, rows in groups.items()]
     return np.sort(np.concatenate(chosen))
+
+
+def scarce_classes(cache: TokenCache, k: int) -> dict[str, int]:
+    """The classes with fewer than k examples, and how many they have; a task without classes counts as one, named ""."""
+    sizes = {"": len(cache)} if cache.labels is None else collections.Counter(cache.labels)
+    return {name: size for name, size in sorted(sizes.items()) if size < k}
+
+
+@functools.cache  # a study chooses the same examples for every method and seed: once is enough
+def _warn_scarce(task: str, k: int, scarce: tuple[tuple[str, int], ...]) -> None:
+    found = ", ".join(f"{size} examples of class '{name}'" if name else f"{size} examples" for name, size in scarce)
+    logger.warning("%s has only %s; all are taken for k = %d", task, found, k)
 
 
 class Loader:
