@@ -6,9 +6,12 @@ import importlib
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,8 @@ from tiny import make_vocabulary
 
 from mpt_jax import metrics
 from mpt_jax.config import DataConfig
-from mpt_jax.data.cache import TokenCache, function_spec, load_function, mixture_tasks, open_task
+from mpt_jax.data import writer
+from mpt_jax.data.cache import FORMAT, TokenCache, function_spec, load_function, mixture_tasks, open_task
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 
@@ -25,6 +29,8 @@ ROOT = Path(__file__).parent.parent
 
 TASKS = """
     import functools
+    import time
+
     import seqio
     from mpt_jax import metrics
     from tasks import features
@@ -48,6 +54,14 @@ TASKS = """
         assert isinstance(example["inputs_pretokenized"], bytes)  # as seqio has it
         return text.split()[-1] + str(example["number"])
 
+    def slowly(dataset):
+        def wait(number):
+            time.sleep(0.001)
+            return number
+
+        wait_for = lambda row: row | {"number": seqio.preprocessors.tf.numpy_function(wait, [row["number"]], "int64")}
+        return dataset.map(wait_for)
+
     def add(name, **changes):
         seqio.TaskRegistry.add(
             f"{__name__}_{name}",
@@ -65,6 +79,7 @@ TASKS = """
     add("cuts_eos", preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos])
     add("one_step", preprocessors=[seqio.preprocessors.tokenize_and_append_eos])
     add("own_metrics", postprocess_fn=last_word)
+    add("slow", source=features.rows_source({"train": functools.partial(rows, 3000)}), preprocessors=[slowly, *features.TOKENIZE])
     add("nothing", preprocessors=[lambda dataset: dataset.take(0), *features.TOKENIZE])
     seqio.MixtureRegistry.add(f"{__name__}_mixture", [(f"{__name__}_plain", 3.0), (f"{__name__}_cuts_eos", 1.5)])
     seqio.MixtureRegistry.add(f"{__name__}_outer", [(f"{__name__}_mixture", 1.0), (f"{__name__}_one_step", 1.0)])
@@ -258,6 +273,54 @@ def test_two_builders_after_an_edit_leave_one_good_cache(place, vocabulary):
         assert cache.text(0)["inputs_pretokenized"] == "see the cat is red" and "tensorflow" not in sys.modules
     """)
     assert before.text(0)["inputs_pretokenized"] == "the cat is red"  # who has the old one open keeps it
+
+
+def test_another_format_is_another_cache(place, vocabulary, monkeypatch):
+    task = f"{place.module}_plain"
+    first = open_task(place.data, task, "test", vocabulary)
+    monkeypatch.setattr("mpt_jax.data.cache.FORMAT", FORMAT + 1)
+    assert open_task(place.data, task, "test", vocabulary).folder.parent != first.folder.parent
+
+
+def test_builders_killed_at_any_moment_leave_no_broken_cache(place, vocabulary):
+    """Two at once, one of them SIGKILLed after a while that grows: before, while and after it writes."""
+    task = f"{place.module}_slow"
+    folder = place.folder / "cache" / task
+    code = f'assert len(open_task(data, "{task}", "train", vocabulary)) == 3000; print("whole", flush=True)'
+    for written in (1, 200_000):  # bytes, when the kill comes
+        victim, other = place.python(code), place.python(code, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        mine = f".build-*-{victim.pid}-*/text.jsonl"
+        while not any(path.stat().st_size >= written for path in folder.glob(f"*/{mine}")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        victim.kill()
+        _, errors = victim.communicate(timeout=60)
+        assert victim.returncode == -signal.SIGKILL, errors
+        assert list(folder.glob("*/.build-*")), "nothing was under way"
+        output, errors = other.communicate(timeout=120)
+        assert output == "whole\n", errors
+        cache = open_task(place.data, task, "train", vocabulary)
+        assert [cache.text(i)["number"] for i in (0, 1500, 2999)] == [0, 1500, 2999]
+        assert [path.name for path in cache.folder.parent.iterdir()] == [cache.folder.name]
+        shutil.rmtree(folder)
+
+
+def test_arrays_are_written_as_numpy_writes_them(tmp_path):
+    """Byte for byte, whatever pieces they come in: the digest by which a run knows its data must not depend on it."""
+    for pieces in ([], [[1, 2, 3]], [[5] * 9, [], [7] * 123_456]):
+        with writer._ArrayFile(tmp_path / "grown.npy", np.int32) as file:
+            for piece in pieces:
+                file.append(piece)
+        np.save(tmp_path / "whole.npy", np.array([number for piece in pieces for number in piece], np.int32))
+        assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_percentiles_are_of_the_lengths_before_the_cut(place, vocabulary):
+    cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
+    lengths = [len(vocabulary.encode(cache.text(i)["inputs_pretokenized"])) + 1 for i in range(len(cache))]
+    assert max(lengths) > 12
+    expected = {str(q): int(np.percentile(lengths, q, method="inverted_cdf")) for q in (50, 90, 99, 100)}
+    assert cache.percentiles["inputs"] == expected
 
 
 def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):

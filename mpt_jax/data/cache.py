@@ -23,7 +23,8 @@ from mpt_jax.data import fingerprint
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
-FORMAT = 1  # of the files and of what the builder puts in them; a change makes every cache stale
+FORMAT = 2  # of the files and of what the builder puts in them; a change makes every cache stale
+PERCENTILES = (50, 90, 99, 100)  # of the lengths, that a cache knows
 SCORING_MODULE = "mpt_jax.metrics"  # functions that live here are stored by name and need no seqio to score
 
 logger = logging.getLogger("mpt_jax")
@@ -96,6 +97,7 @@ class TokenCache:
       task, split: names.
       lengths: {"inputs": T, "targets": L}; no example is longer.
       truncated: {"inputs": n, "targets": n}, how many examples were cut.
+      percentiles: {"inputs": {"50": n, …}, "targets": …}, of the lengths before anything was cut, in tokens.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], vocabulary: Vocabulary, task_modules: tuple[str, ...] = ()):
@@ -104,6 +106,7 @@ class TokenCache:
         self.split: str = meta["split"]
         self.lengths: dict[str, int] = meta["lengths"]
         self.truncated: dict[str, int] = meta["truncated"]
+        self.percentiles: dict[str, dict[str, int]] = meta["percentiles"]
         self._tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("inputs", "targets")}
         self._offsets = {name: np.load(folder / f"{name}_offsets.npy", mmap_mode="r") for name in ("inputs", "targets", "text")}
         self._labels = None if meta["labels"] is None else np.load(folder / "labels.npy")
@@ -188,9 +191,9 @@ class TokenCache:
         if stored is not None:
             postprocess = load_function(stored["postprocess"]) if stored["postprocess"] else _unchanged
             return postprocess, [load_function(spec) for spec in stored["metrics"]], lambda example: example
-        from mpt_jax.data import build  # the task scores with functions of its own: loads seqio
+        from mpt_jax.data import registry  # the task scores with functions of its own: loads seqio
 
-        return build.scoring_functions(self.task_modules, self.task)
+        return registry.scoring_functions(self.task_modules, self.task)
 
     def _bounds(self, name: str, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
