@@ -32,6 +32,7 @@ from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, main_score
+from mpt_jax.metrics import INVALID
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
@@ -258,7 +259,7 @@ def numbers_trained(experiment: Experiment) -> tuple[int, int]:
 def reference_of(documented: Mapping[str, float], test: TokenCache, metrics: Mapping[str, float]) -> dict[str, float | None]:
     """The task's chance and ceiling as documented. Where chance is not, the majority class's accuracy stands for it."""
     chance = documented.get("chance")
-    labels = test.labels if chance is None and set(metrics) == {"accuracy"} else None
+    labels = test.labels if chance is None and set(metrics) - {INVALID} == {"accuracy"} else None
     if labels:
         chance = 100.0 * max(labels.count(label) for label in set(labels)) / len(labels)
     return {"chance": chance, "ceiling": documented.get("ceiling")}

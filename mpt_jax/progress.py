@@ -2,7 +2,7 @@
 
 A line of `metrics.jsonl` is {"kind": "train", "step", "loss", "accuracy", "losses" [G], "examples_per_second", "seconds"}, where
 loss is nats per target token since the line before, or {"kind": "validation", "step", "score", "scores" [G], "tasks" [N],
-"metrics" [N]}.
+"metrics" [N]}, for classifications with "invalid", the mean percentage of answers that are no labels.
 """
 
 import json
@@ -112,7 +112,8 @@ class Progress:
         for number, (task, metrics) in enumerate(zip(record["tasks"], record["metrics"], strict=True)):
             scalars |= {f"validation/{number}_{task}/{name}": value for name, value in metrics.items()}
         self._scalars(step, scalars)
-        self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}")
+        invalid = f"  ({record['invalid']:.1f}% of the answers are no labels)" if record.get("invalid") else ""
+        self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}{invalid}")
 
     def resume_clock(self) -> None:
         """Leave out of the examples per second what happened since the last line (validation, saving)."""

@@ -79,6 +79,12 @@ TASKS = """
     add("cuts_eos", preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos])
     add("one_step", preprocessors=[seqio.preprocessors.tokenize_and_append_eos])
     add("own_metrics", postprocess_fn=last_word)
+    add(
+        "numbers",
+        source=features.rows_source({"train": [{"inputs": "a", "targets": str(i % 5)} for i in range(50)]}),
+        postprocess_fn=metrics.number,
+        metric_fns=[metrics.pearson],
+    )
     add("slow", source=features.rows_source({"train": functools.partial(rows, 3000)}), preprocessors=[slowly, *features.TOKENIZE])
     add("nothing", preprocessors=[lambda dataset: dataset.take(0), *features.TOKENIZE])
     seqio.MixtureRegistry.add(f"{__name__}_mixture", [(f"{__name__}_plain", 3.0), (f"{__name__}_cuts_eos", 1.5)])
@@ -197,14 +203,27 @@ def test_scores_are_the_tasks_own(place, vocabulary):
     scores = cache.score(predictions)
     hits = sum(prediction.strip() == target for prediction, target in zip(predictions, cache.labels, strict=True))
     assert scores["accuracy"] == pytest.approx(100 * hits / 700)
-    assert set(scores) == {"accuracy", "f1"}
-    assert cache.score(["red", "no blue"], [0, 1]) == {"accuracy": 100.0, "f1": 100.0}
-    assert cache.score(["red", "no blue"], np.array([1, 0])) == {"accuracy": 0.0, "f1": 0.0}
+    assert set(scores) == {"accuracy", "f1", "invalid"}
+    assert cache.score(["red", "no blue"], [0, 1]) == {"accuracy": 100.0, "f1": 100.0, "invalid": 0.0}
+    assert cache.score(["red", "no blue"], np.array([1, 0])) == {"accuracy": 0.0, "f1": 0.0, "invalid": 0.0}
+    few = open_task(place.data, f"{place.module}_plain", "test", vocabulary)  # no classification
+    assert few.score(["red"], [0]) == {"accuracy": 100.0, "f1": 100.0}
     own = open_task(place.data, f"{place.module}_own_metrics", "train", vocabulary)
     assert own.meta["scoring"] is None
     assert own.score(["so red", "blue"], [0, 4])["accuracy"] == 100.0
     with pytest.raises(ValueError, match="1 predictions for 700"):
         cache.score(["red"])
+
+
+def test_answers_that_are_no_labels_are_counted(place, vocabulary):
+    """After the task's own postprocessing: of four answers one is " red ", one a label of another row, two are none."""
+    cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
+    assert cache.score([" red ", "green", "", "blueblue"], [0, 1, 2, 3])["invalid"] == 50.0
+    assert cache.score([" red ", "green", "", "blueblue"], [0, 1, 2, 3], labels=("green", ""))["invalid"] == 50.0
+    own = open_task(place.data, f"{place.module}_own_metrics", "train", vocabulary)  # makes "red0" of any "... red" for row 0
+    assert own.score(["so red", "nothing"], [0, 4])["invalid"] == 50.0
+    numbers = open_task(place.data, f"{place.module}_numbers", "train", vocabulary)
+    assert set(numbers.score(["1", "x"], [0, 1])) == {"pearson"}  # a scale has no labels
 
 
 def test_scoring_functions_by_name():
