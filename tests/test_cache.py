@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from mpt_jax.data import writer
 from mpt_jax.data.cache import FORMAT, TokenCache, function_spec, load_function, mixture_tasks, open_task
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.progress import counted
 
 ROOT = Path(__file__).parent.parent
 
@@ -356,6 +358,29 @@ def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):
     assert leavings and all(path.name.startswith(".build-") for path in leavings)
     assert len(open_task(place.data, task, "train", vocabulary)) == 700
     assert not list((place.folder / "cache" / task).glob("*/.build-*"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere():
+    batches = [[0] * 1000] * 3
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", 3000, period=0, out=out)) == batches
+    pattern = r"task/train: {} of 3,000 examples  [\d,]+ examples/s  ETA \d+:\d\d"
+    for line, done in zip(out.getvalue().splitlines(), ("1,000", "2,000", "3,000"), strict=True):
+        assert re.fullmatch(pattern.format(done), line)
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", None, period=0, out=out)) == batches
+    assert re.fullmatch(r"task/train: 1,000 examples  [\d,]+ examples/s", out.getvalue().splitlines()[0])
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", 3000, out=out)) == batches and not out.getvalue()  # it took less than 10 s
+    out = Terminal()
+    slow = (time.sleep(0.6) or batch for batch in batches)
+    assert list(counted(slow, len, "task/train", 3000, out=out)) == batches
+    assert "task/train" in out.getvalue() and "2000/3000" in out.getvalue().replace(",", "")
 
 
 def test_mixtures(place, vocabulary):

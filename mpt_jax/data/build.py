@@ -18,7 +18,7 @@ import numpy as np
 from mpt_jax.config import DataConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import function_spec, lengths_of
-from mpt_jax.data.registry import find_task, import_task_modules
+from mpt_jax.data.registry import find_task, import_task_modules, members
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.data.writer import Columns, install, temporary_folder, write, writing
 from mpt_jax.errors import UserError
@@ -58,13 +58,8 @@ def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, 
     import_task_modules(data.task_modules)
     import seqio
 
-    if name in seqio.MixtureRegistry.names():
-        mixture = seqio.MixtureRegistry.get(name)
-        ordered = [task for task in mixture.rate_per_task_name if task in seqio.TaskRegistry.names()]
-        ordered += [task.name for task in mixture.tasks if task.name not in ordered]  # of mixtures inside the mixture
-        tasks = [(task, float(mixture.get_rate(seqio.TaskRegistry.get(task)))) for task in ordered]
-    else:
-        tasks = [(find_task(data.task_modules, name).name, 1.0)]
+    is_mixture = name in seqio.MixtureRegistry.names()
+    tasks = members(name) if is_mixture else [(find_task(data.task_modules, name).name, 1.0)]
     modules = {module: fingerprint.module_hash(module) for module in sorted(fingerprint.tree_modules(data.task_modules))}
     stored = {"name": name, "tasks": tasks, "depends": {"modules": modules, "files": {}, "environment": {}}}
     with writing(path.parent):

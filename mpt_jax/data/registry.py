@@ -6,7 +6,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,15 +20,18 @@ class Entry(NamedTuple):
     """A task or mixture of seqio's registry, as far as it is known without reading data.
 
     Attributes:
-      source: "TFDS glue/mnli:2.0.0", "MPT_JAX_DATA/mnli" (a folder of files), "files", "generated", or "mixture".
-      splits: names; () where they cannot be told without a file or a download, and of a mixture.
-      metrics: names of the metric functions; of a mixture, the names of its tasks.
+      source: what the task's source says of itself in an attribute `origin`, else "TFDS NAME", "$VARIABLE" (a folder that an
+        environment variable names), "files" or "generated"; "mixture" for one.
+      splits: () where a file or a download would be needed to tell; of a mixture always.
+      metrics: names of the metric functions; () of a mixture.
+      members: task → rate, of a mixture.
     """
 
     name: str
     source: str
-    splits: tuple[str, ...]
-    metrics: tuple[str, ...]
+    splits: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    members: Mapping[str, float] = MappingProxyType({})
 
 
 def catalogue(modules: tuple[str, ...]) -> list[Entry]:
@@ -36,18 +40,22 @@ def catalogue(modules: tuple[str, ...]) -> list[Entry]:
     import seqio
 
     tasks = [_task_entry(seqio.TaskRegistry.get(name)) for name in sorted(seqio.TaskRegistry.names())]
-    mixtures = [seqio.MixtureRegistry.get(name) for name in sorted(seqio.MixtureRegistry.names())]
-    return tasks + [Entry(mix.name, "mixture", (), tuple(sorted(task.name for task in mix.tasks))) for mix in mixtures]
+    mixtures = [Entry(name, "mixture", members=dict(members(name))) for name in sorted(seqio.MixtureRegistry.names())]
+    return tasks + mixtures
 
 
-def entry(modules: tuple[str, ...], name: str) -> Entry:
-    """The task's line of the catalogue, or a UserError with the nearest name."""
-    return _task_entry(find_task(modules, name))
+def members(name: str) -> list[tuple[str, float]]:
+    """Tasks and rates of a registered mixture, those of mixtures inside it after its own."""
+    import seqio
+
+    mixture = seqio.MixtureRegistry.get(name)
+    ordered = [task for task in mixture.rate_per_task_name if task in seqio.TaskRegistry.names()]
+    ordered += [task.name for task in mixture.tasks if task.name not in ordered]
+    return [(task, float(mixture.get_rate(seqio.TaskRegistry.get(task)))) for task in ordered]
 
 
 def _task_entry(task: Any) -> Entry:
-    metrics = [*task.metric_fns, *task.metric_objs]
-    return Entry(task.name, _source_of(task.source), _splits_of(task.source), tuple(map(_name_of, metrics)))
+    return Entry(task.name, _source_of(task.source), _splits_of(task.source), tuple(map(_name_of, task.metric_fns)))
 
 
 def _source_of(source: Any) -> str:
@@ -55,27 +63,25 @@ def _source_of(source: Any) -> str:
 
     if isinstance(source, seqio.TfdsDataSource):
         return f"TFDS {source.tfds_dataset.name}"
-    environment = getattr(source, "environment", ())
-    if environment:
-        return "/".join(["$" + environment[0], *([source.task] if hasattr(source, "task") else [])])
-    return "generated" if isinstance(source, seqio.FunctionDataSource) else "files"
+    variables = "".join(f"${name}" for name in getattr(source, "environment", ())[:1])
+    kind = "generated" if isinstance(source, seqio.FunctionDataSource) else "files"
+    return str(getattr(source, "origin", "") or variables or kind)
 
 
 def _splits_of(source: Any) -> tuple[str, ...]:
-    """A TFDS source without named splits would ask TFDS, which may download."""
     import seqio
 
-    if isinstance(source, seqio.TfdsDataSource):
+    if isinstance(source, seqio.TfdsDataSource):  # which asks TFDS, and so perhaps the network, where it was given none
         return tuple(source.tfds_dataset._split_map or ())
     try:
         return tuple(source.splits)
-    except UserError:
+    except UserError:  # the source's own: its files are not there
         return ()
 
 
-def _name_of(function: Any) -> str:
-    inner = function.func if isinstance(function, functools.partial) else function
-    return str(getattr(inner, "__name__", type(inner).__name__))
+def _name_of(metric: Any) -> str:
+    inner = metric.func if isinstance(metric, functools.partial) else metric
+    return str(getattr(inner, "__name__", inner))
 
 
 def import_task_modules(modules: tuple[str, ...]) -> None:
