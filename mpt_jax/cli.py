@@ -35,6 +35,7 @@ examples:
   python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin
   python -m mpt_jax train --gin_file=gin/backbones/mini.gin --gin_file=gin/methods/prompt_tuning.gin \\
       --gin.MIXTURE_OR_TASK_NAME=sketch_sentiment --gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=500
+  python -m mpt_jax tasks sketch_sentiment
   python -m mpt_jax show …    the same flags: what would run, and where each value comes from
 """
 
@@ -113,7 +114,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.command not in COMMANDS:
         hint = nearest(arguments.command, COMMANDS) or f" There are {', '.join(COMMANDS)}."
         raise UserError(f"There is no command '{arguments.command}'.{hint}")
-    if arguments.paths and arguments.command not in ("import", "export"):
+    if arguments.paths and arguments.command not in ("import", "export", "tasks"):
         raise UserError(f"{arguments.command} takes no '{arguments.paths[0]}'; see python -m mpt_jax --help.")
     if arguments.model_dir and arguments.command != "report":
         raise UserError(f"--model_dir is for report; give {arguments.command} --gin.MODEL_DIR={arguments.model_dir}.")
@@ -231,6 +232,20 @@ def _say_where_the_report_is(page: Path) -> None:
     print(f"Report: {page}  (as text: {page.with_suffix('.md').name}, as data: results.jsonl)")
 
 
+def _tasks(arguments: argparse.Namespace) -> None:
+    """A list of tasks, or one of them as a run with these flags sees it; without a gin file as `mini` does."""
+    if len(arguments.paths) > 1:
+        raise UserError(f"tasks takes one NAME, not {' '.join(arguments.paths)}.")
+    name = "".join(arguments.paths)
+    parsed = parse(arguments.gin_file or ["gin/backbones/mini.gin"], arguments.bindings, arguments.search_paths)
+    parsed.supply({"MIXTURE_OR_TASK_NAME": name, "MODEL_DIR": "-", "TRAIN_STEPS": 0})  # which it does not use
+    config = parsed.resolve().config
+    base = config.base if isinstance(config, PipelineConfig) else config
+    from mpt_jax.browse import run_tasks
+
+    run_tasks(base.data, base.backbone, name)
+
+
 def _show(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     settings = parsed.provenance()
@@ -275,5 +290,6 @@ COMMANDS = {
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
+    "tasks": _Command(_tasks, "[NAME]: lists the tasks; or one task's examples, lengths, labels and metrics"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),
 }

@@ -9,7 +9,7 @@ include what it builds on and the order on the command line matters little.
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +18,7 @@ from gin import config_parser
 import mpt_jax
 from mpt_jax.config import Experiment, PipelineConfig, nearest
 from mpt_jax.errors import UserError
-from mpt_jax.resolve import CLASSES, DEFAULT, Bindings, Instance, Macro, Reference, Resolved, Setting
+from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Macro, Reference, Resolved, Setting
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
 _PACKAGE = Path(mpt_jax.__file__).parent
@@ -57,6 +57,13 @@ class Parsed:
         if root not in self._resolved:
             self._resolved[root] = self.bindings.resolve(root)
         return self._resolved[root]
+
+    def supply(self, macros: Mapping[str, Any]) -> None:
+        """Gives values to the macros that are still asked for (`%gin.REQUIRED`), for a command that needs none of them."""
+        for name, value in macros.items():
+            binding = self.bindings.macros.get(name)
+            if binding is not None and isinstance(binding.value, Macro) and binding.value.name in REQUIRED:
+                self.bindings.bind_macro(name, value, DEFAULT)
 
     def experiment(self) -> Experiment:
         config: Experiment = self.resolve(Experiment).config

@@ -146,7 +146,7 @@ def known_format(task: str) -> Format | None:
         return squad_format(task)
     special = {
         "multirc": Format(multirc, _MULTIRC, (metrics.multirc,), metrics.with_group),
-        "record": Format(record, _RECORD, (metrics.squad,), metrics.with_answers),
+        "record": Format(record, _RECORD, (metrics.record,), metrics.with_answers),
         "wsc": Format(wsc, _WSC),
     }
     return special.get(task)

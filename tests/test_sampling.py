@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from tiny import make_vocabulary
 
-from mpt_jax.data import build
+from mpt_jax.data import writer
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, scarce_classes, stream_data
 from mpt_jax.data.vocabulary import load_vocabulary
@@ -27,16 +27,18 @@ def make_cache(tmp_path, vocabulary):
     """make_cache(task, size, targets) writes a cache; example i's inputs are [i + 2, EOS], or longer from `long_after` on."""
 
     def make(task: str, size: int, targets: list[str] | None = None, long_after: int = 10**9) -> TokenCache:
-        columns = build.Columns()
+        columns = writer.Columns()
         for i in range(size):
             columns.tokens["inputs"].append(np.array([i + 2, *[9] * (3 * (i >= long_after)), 1], np.int32))
             columns.tokens["targets"].append(np.array([7] * (i % 3) + [1], np.int32))
+            for name, rows in columns.tokens.items():
+                columns.uncut[name].append(len(rows[-1]))
             columns.texts.append(b"")
             columns.targets.append(targets[i] if targets else None)
         folder = tmp_path / task
         folder.mkdir()
         meta = {"task": task, "split": "train", "lengths": LENGTHS, "truncated": {}, "examples": size}
-        build.write(folder, columns, meta)
+        writer.write(folder, [columns], meta)
         return TokenCache(folder, meta, vocabulary)
 
     return make

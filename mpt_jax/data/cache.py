@@ -12,6 +12,7 @@ import importlib
 import json
 import logging
 import mmap
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,11 @@ from mpt_jax.config import DataConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.metrics import invalid_rate
 
-FORMAT = 1  # of the files and of what the builder puts in them; a change makes every cache stale
+FORMAT = 2  # of the files and of what the builder puts in them; a change makes every cache stale
+PERCENTILES = (50, 90, 99, 100)  # of the lengths, that a cache knows
+LABEL_TYPES = (str, int, np.integer)  # of a postprocessed label
 SCORING_MODULE = "mpt_jax.metrics"  # functions that live here are stored by name and need no seqio to score
 
 logger = logging.getLogger("mpt_jax")
@@ -96,6 +100,7 @@ class TokenCache:
       task, split: names.
       lengths: {"inputs": T, "targets": L}; no example is longer.
       truncated: {"inputs": n, "targets": n}, how many examples were cut.
+      percentiles: {"inputs": {"50": n, …}, "targets": …}, of the lengths before anything was cut, in tokens.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], vocabulary: Vocabulary, task_modules: tuple[str, ...] = ()):
@@ -104,6 +109,7 @@ class TokenCache:
         self.split: str = meta["split"]
         self.lengths: dict[str, int] = meta["lengths"]
         self.truncated: dict[str, int] = meta["truncated"]
+        self.percentiles: dict[str, dict[str, int]] = meta["percentiles"]
         self._tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("inputs", "targets")}
         self._offsets = {name: np.load(folder / f"{name}_offsets.npy", mmap_mode="r") for name in ("inputs", "targets", "text")}
         self._labels = None if meta["labels"] is None else np.load(folder / "labels.npy")
@@ -165,10 +171,17 @@ class TokenCache:
         """Whether the task can be scored; tasks for pretraining have no metrics."""
         return bool(self._scoring[1])
 
-    def score(self, predictions: list[str], indices: list[int] | np.ndarray | None = None) -> dict[str, float]:
+    def score(
+        self,
+        predictions: list[str],
+        indices: list[int] | np.ndarray | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> dict[str, float]:
         """The task's own `postprocess_fn` and `metric_fns` on decoded predictions of the examples `indices` (default: all).
 
-        Targets and predictions are postprocessed as seqio does: `fn(text, example=fields, is_target=bool)`.
+        Targets and predictions are postprocessed as seqio does: `fn(text, example=fields, is_target=bool)`. Of a classification
+        there is `metrics.INVALID` besides, the percentage of predictions that are none of the `labels` (default: the different
+        targets of this split); not where predictions are made into numbers, which have no labels but a scale.
         """
         rows = range(len(self)) if indices is None else [int(i) for i in indices]
         if len(predictions) != len(rows):
@@ -180,7 +193,11 @@ class TokenCache:
         scores: dict[str, float] = {}
         for metric in metrics:
             scores |= {name: float(value) for name, value in metric(targets, decoded).items()}
-        return scores
+        names = labels if labels is not None else self.meta["labels"]
+        if names is None or not scores or not all(isinstance(prediction, LABEL_TYPES) for prediction in decoded):
+            return scores
+        valid = [[postprocess(name, example=ex, is_target=False) for name in names] for ex in examples]
+        return scores | invalid_rate(valid, decoded)
 
     @cached_property
     def _scoring(self) -> tuple[Any, list[Any], Any]:
@@ -188,9 +205,9 @@ class TokenCache:
         if stored is not None:
             postprocess = load_function(stored["postprocess"]) if stored["postprocess"] else _unchanged
             return postprocess, [load_function(spec) for spec in stored["metrics"]], lambda example: example
-        from mpt_jax.data import build  # the task scores with functions of its own: loads seqio
+        from mpt_jax.data import registry  # the task scores with functions of its own: loads seqio
 
-        return build.scoring_functions(self.task_modules, self.task)
+        return registry.scoring_functions(self.task_modules, self.task)
 
     def _bounds(self, name: str, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
