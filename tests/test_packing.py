@@ -23,7 +23,8 @@ from mpt_jax.shapes import PACKED_SHAPES
 from mpt_jax.train import run_training
 
 P, D, V, N = 3, 8, 30, 3
-LENGTHS = {"inputs": 12, "targets": 4}
+LENGTHS = {"inputs": 16, "targets": 4}
+LONGEST = {"inputs": 11, "targets": 4}  # of the examples
 ROWS = {"inputs": 36, "targets": 10}
 GROUPS = (0, 0, 1)
 CONFIG = T5Config(
@@ -44,13 +45,13 @@ def params():
 @pytest.fixture(scope="module")
 def streams(tmp_path_factory):
     folder = tmp_path_factory.mktemp("caches")
-    return [stream_data(random_cache(folder / f"task{n}", f"task{n}", 40, LENGTHS, n, V)) for n in range(N)]
+    return [stream_data(random_cache(folder / f"task{n}", f"task{n}", 40, LONGEST, n, V)) for n in range(N)]
 
 
-def batch_of(streams, sampling="mpt", batch_size=16, step=2, prompt_length=P, **fields):
+def batch_of(streams, sampling="mpt", batch_size=16, step=2, prompt_length=P, ids=False, **fields):
     config = DataConfig("x", LENGTHS, batch_size, sampling=sampling, **fields)
     batch = make_loader(config, streams, prompt_length).batch(step)
-    return {name: jnp.asarray(array) for name, array in batch.items() if name in PACKED_SHAPES}
+    return {name: jnp.asarray(array) for name, array in batch.items() if ids or name in PACKED_SHAPES}
 
 
 def start_of(method, rng):
@@ -87,8 +88,8 @@ def gradient_of(method, loss):
 )
 def test_packed_and_trimmed_losses_and_gradients_are_those_of_padded_rows(params, streams, method, loss, sampling):
     rng = np.random.default_rng(0)
-    length, size = (0, 15) if method == "none" else (P, 15)
-    layouts = {"padded": {}, "trimmed": {"trim_lengths": (8, 10, 11)}, "packed": {"pack_lengths": ROWS}}
+    length, size = 0 if method == "none" else P, 15
+    layouts = {"padded": {}, "trimmed": {"trim_lengths": (11, 13)}, "packed": {"pack_lengths": ROWS}}
     batches = {
         name: batch_of(streams, sampling, size, step=4, prompt_length=length, **fields) for name, fields in layouts.items()
     }
@@ -100,7 +101,7 @@ def test_packed_and_trimmed_losses_and_gradients_are_those_of_padded_rows(params
             frozen["teacher"] = jnp.asarray(rng.normal(size=(N, P, D)), jnp.float32)
     results = {name: gradient_of(method, loss)(trainable, frozen, batch, None) for name, batch in batches.items()}
     gradient, aux = results["padded"]
-    assert len(batches["packed"]["encoder_tokens"]) < size / 2
+    assert batches["trimmed"]["encoder_tokens"].shape == (size, 11) and len(batches["packed"]["encoder_tokens"]) < size / 2
     assert (aux["loss"] > 0).any() and all(jnp.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(gradient))
     for name in ("trimmed", "packed"):
         for part in aux:
@@ -112,46 +113,37 @@ def test_packed_and_trimmed_losses_and_gradients_are_those_of_padded_rows(params
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-5 * float(jnp.abs(one).max()), err_msg=f"{name}, {path}")
 
 
-def test_trimming_trims_and_packing_packs(streams):
-    shape = {name: batch_of(streams, "bank", 15, 4, **fields)["encoder_tokens"].shape for name, fields in
-             {"trimmed": {"trim_lengths": (8, 10, 11)}, "packed": {"pack_lengths": ROWS}}.items()}  # fmt: skip
-    assert shape["trimmed"][1] < 12 and shape["packed"][0] < 8
-
-
 @pytest.fixture(scope="module")
 def run(params):
     return jax.jit(functools.partial(forward, MODEL, params), static_argnames="hidden")
 
 
-def test_a_packed_example_is_as_if_alone_whatever_stands_beside_it(params, streams, run):
-    """Every example's states and logits are those of a row of its own, and bit for bit the same with other neighbours."""
-    rng = np.random.default_rng(1)
-    batch = batch_of(streams, pack_lengths=ROWS)
-    rows, most = batch["task_ids"].shape
-    prompts = jnp.asarray(rng.normal(size=(rows, most, P, D)), jnp.float32)
-    packed = run(batch, prompts, hidden="all")
-    others = 0
-    for r in range(rows):
-        encoder, decoder = (np.asarray(batch[f"{name}_segments"][r]) for name in ("encoder", "decoder"))
-        for e in range(encoder.max()):
-            source, target = encoder == e + 1, decoder == e + 1
-            single = {
-                "encoder_tokens": batch["encoder_tokens"][r, source][None, P:],
-                "decoder_input_tokens": batch["decoder_input_tokens"][r, target][None],
-            }
-            alone = forward(MODEL, params, single, prompts[r, e][None], hidden="all")
-            np.testing.assert_allclose(packed.logits[r, target], alone.logits[0], **TOLERANCE)
-            np.testing.assert_allclose(packed.encoder_hidden[:, r, source], alone.encoder_hidden[:, 0], **TOLERANCE)
-            np.testing.assert_allclose(packed.decoder_output[r, target], alone.decoder_output[0], **TOLERANCE)
-            others += e
-        if r == 0:
-            changed = dict(batch)
-            for name, segments in (("encoder_tokens", encoder), ("decoder_input_tokens", decoder)):
-                changed[name] = batch[name].at[0].set(jnp.where(segments == 1, 7, batch[name][0]))
-            beside = run(changed, prompts.at[0, 0].add(1.0), hidden="all")
-            np.testing.assert_array_equal(beside.logits[0, decoder > 1], packed.logits[0, decoder > 1])
-            assert jnp.abs(beside.logits[0, decoder == 1] - packed.logits[0, decoder == 1]).max() > 1e-2
-    assert others > rows
+def test_a_packed_example_is_as_in_a_row_of_its_own_whatever_stands_beside_it(params, streams, run):
+    """Positions, masks and the decoder's shift: states and logits as unpacked, and bit for bit the same with other neighbours."""
+    table = jnp.asarray(np.random.default_rng(1).normal(size=(N, 40, P, D)), jnp.float32)  # a prompt for each example
+    results = []
+    for fields in ({}, {"pack_lengths": ROWS}):
+        batch = batch_of(streams, ids=True, **fields)
+        results.append((batch, run(batch, table[batch["task_ids"], batch["example_ids"]], hidden="all")))
+    (padded, alone), (batch, packed) = results
+    where = {(int(n), int(i)): b for b, (n, i) in enumerate(zip(padded["task_ids"], padded["example_ids"], strict=True))}
+    encoder, decoder = (np.asarray(batch[f"{name}_segments"]) for name in ("encoder", "decoder"))
+    found = np.argwhere(np.asarray(batch["example_ids"]) >= 0)
+    assert len(found) == len(where) == 16 and found[:, 1].max() >= 2
+    for r, e in found:
+        b, source, target = where[int(batch["task_ids"][r, e]), int(batch["example_ids"][r, e])], encoder[r], decoder[r]
+        source, target = source == e + 1, target == e + 1
+        np.testing.assert_allclose(packed.logits[r, target], alone.logits[b, : target.sum()], **TOLERANCE)
+        np.testing.assert_allclose(packed.encoder_hidden[:, r, source], alone.encoder_hidden[:, b, : source.sum()], **TOLERANCE)
+        np.testing.assert_allclose(packed.decoder_output[r, target], alone.decoder_output[b, : target.sum()], **TOLERANCE)
+
+    second = [np.where(segments == 2, 7, batch[name]) for name, segments in
+              (("encoder_tokens", encoder), ("decoder_input_tokens", decoder))]  # fmt: skip
+    changed = batch | {"encoder_tokens": jnp.asarray(second[0]), "decoder_input_tokens": jnp.asarray(second[1])}
+    beside = run(changed, table[batch["task_ids"], batch["example_ids"]].at[:, 1].add(1.0), hidden="all")
+    kept = (decoder != 2) & (decoder > 0)
+    np.testing.assert_array_equal(beside.logits[kept], packed.logits[kept])
+    assert jnp.abs(beside.logits[decoder == 2] - packed.logits[decoder == 2]).max() > 1e-2
 
 
 def test_inject_packed_against_a_loop(streams):
