@@ -178,6 +178,12 @@ def test_a_prompt_that_looks_at_its_input_sees_its_own_text(params, streams):
     np.testing.assert_allclose(flat[packed_order], of_padded[order], **TOLERANCE)
 
 
+def test_of_positions():
+    segments = jnp.array([[1, 1, 2, 3, 0], [1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(of_positions(jnp.array([[5, 6, 7], [8, 0, 0]]), segments), [[5, 5, 6, 7, 5], [8] * 5])
+    np.testing.assert_array_equal(of_positions(jnp.array([5, 8]), None), [5, 8])
+
+
 def test_present_streams_of_packed_rows(streams):
     padded, packed = (batch_of(streams, step=3, **fields) for fields in ({}, {"pack_lengths": ROWS}))
     ids = of_positions(packed["task_ids"], packed["decoder_segments"])

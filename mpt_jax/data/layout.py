@@ -6,6 +6,7 @@ example. A segment has no gaps, so that distances within it are those of a row o
 """
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -147,14 +148,23 @@ def first_fit(sizes: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.n
     Returns:
       (row [B], where in the row the example starts [B,C], how many rows are used)
     """
-    rows, starts, used = np.zeros(len(sizes), np.int64), np.zeros_like(sizes), 0
-    free = np.tile(capacity, (len(sizes), 1))
-    for example in np.argsort(-(sizes / capacity).max(axis=1), kind="stable"):
-        row = int((free[: used + 1] >= sizes[example]).all(axis=1).argmax())  # the last of these rows is empty
-        rows[example], starts[example] = row, capacity - free[row]
-        free[row] -= sizes[example]
-        used = max(used, row + 1)
-    return rows, starts, used
+    order = np.argsort(-(sizes / capacity).max(axis=1), kind="stable")
+    whole, least = capacity.tolist(), sizes.min(axis=0).tolist()
+    free: list[list[int]] = []
+    open_rows: list[int] = []  # those that the smallest example would still fit into
+    found = []
+    for size in sizes[order].tolist():
+        row = next((row for row in open_rows if all(map(operator.ge, free[row], size))), len(free))
+        if row == len(free):
+            free.append(whole)
+            open_rows.append(row)
+        found.append([row, *map(operator.sub, whole, free[row])])
+        free[row] = list(map(operator.sub, free[row], size))
+        if not all(map(operator.ge, free[row], least)):
+            open_rows.remove(row)
+    placed = np.empty((len(sizes), 1 + len(whole)), np.int64)
+    placed[order] = found
+    return placed[:, 0], placed[:, 1:], len(free)
 
 
 def row_counts(batch_size: int, multiple: int, wanted: Sequence[int] = ()) -> tuple[int, ...]:
