@@ -93,9 +93,8 @@ class Timer:
 def main():
     backbone = load_backbone(BackboneConfig("embedded:mini", MINI))
     vocabulary = load_vocabulary(backbone.vocabulary)
-    print(
-        "| task (T, mean input) | P | batch | shapes | positions | operations | examples/s |\n|---|---:|---|---:|---:|---:|---:|"
-    )
+    print("| task (T, mean input) | P | batch | shapes | positions | operations, mini | base | examples/s |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
     for task in TASKS:
         data = DataConfig(f"files_{task}", {"inputs": LONGEST, "targets": TARGETS}, BATCH)
         cache = open_task(data, data.mixture, "train", vocabulary)
