@@ -99,7 +99,7 @@ class DataConfig:
     sort_window: int = 1  # "proportional": the examples of so many batches are sorted by length into them, so that trimming pays
     # Several examples, each with its own prompt, share a row: positions {"inputs": S, "targets": L} of an encoder's and a
     # decoder's row, prompts included; {} = one row each. The steps are those of unpacked training, with fewer positions; but
-    # dropout (one mask for all positions of a row, as T5X has it) drops alike for the examples of a row.
+    # dropout (one mask for all positions of a row, as T5X has it) drops alike for the examples of a row. Nothing is trimmed then.
     pack_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
     pack_rows: tuple[int, ...] = ()  # numbers of rows that a packed batch is padded up to, each is compiled; () = by eighths
     seed: int = 0
@@ -129,10 +129,6 @@ class DataConfig:
                 f"DataConfig.lengths (TASK_FEATURE_LENGTHS), not {self.pack_lengths}",
             )
         _check(min(self.pack_rows, default=1) > 0, f"DataConfig.pack_rows must be positive, not {self.pack_rows}")
-        _check(
-            not self.trim_lengths,
-            "DataConfig.pack_lengths and DataConfig.trim_lengths are set, but packed rows are not trimmed; clear one of them",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,9 @@
 Needs MPT_JAX_DATA with the folders sst2, mnli, boolq and multirc (see tasks/files.py). T is the smallest multiple of 32 up to
 512 that holds 99 % of a task's training inputs (what is longer is cut). Relative to padded batches and exact, as means over
 STEPS steps: positions of the encoder, and multiplications and additions of a forward pass of mini and of a T5 1.1 base. Then
-time, on mini and this machine's CPU: each shape that these steps have is compiled, and a training step of each is timed in turn,
-REPEATS times; examples per second are those of STEPS steps at the shapes' median times. Tens of minutes; `TIMES=0` leaves the
-times out.
+time, on mini and this machine's CPU: for each length of row that these steps have, a training step of ROWS rows is compiled and
+timed, all lengths in turn, REPEATS times; examples per second follow from the medians and from the numbers of rows of the STEPS
+steps, as if a step took as long as its rows together. A quarter of an hour; `TIMES=0` leaves the times out.
 """
 
 import os
@@ -28,10 +28,9 @@ from mpt_jax.train_state import create_state, make_train_step
 
 TASKS = ("sst2", "mnli", "boolq", "multirc")
 PROMPTS = (20, 100)
-LONGEST, TARGETS, BATCH, STEPS = 512, 16, 32, 200
+LONGEST, TARGETS, BATCH, STEPS, ROWS, REPEATS = 512, 16, 32, 200, 8, 5
 BASE = T5Config(32128, 768, d_kv=64, num_heads=12, d_ff=2048, num_encoder_layers=12, num_decoder_layers=12)
 MINI = T5Config(4096, 128, d_kv=32, num_heads=4, d_ff=256, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
-REPEATS = 5
 
 
 def layouts(length, prompt):
@@ -65,29 +64,26 @@ def totals(histogram):
     return positions, *(sum(n * operations(shape, config) for shape, n in histogram.items()) for config in (MINI, BASE))
 
 
-class Timer:
-    """Median seconds of a training step for each shape of batch."""
-
-    def __init__(self, backbone, prompt):
-        groups, optimizer, mesh = (0,), OptimizerConfig(), make_mesh()
-        module = build_prompt(PromptConfig(length=prompt), groups, backbone.model.config.d_model)
-        start = {"prompt": jax.random.normal(jax.random.key(0), (1, prompt, backbone.model.config.d_model))}
-        self.step = make_train_step(backbone.model, module, LossConfig(), optimizer, 0, groups, mesh)
-        self.state = create_state(start, backbone.model, optimizer, 0, groups, 0, mesh)
-        self.frozen, self.mesh = {"backbone": backbone.params}, mesh
-
-    def medians(self, batches):
-        """batches: shape → one batch of it."""
-        seconds = {shape: [] for shape in batches}
-        for repeat in range(REPEATS + 1):  # the first compiles
-            for shape, batch in batches.items():
-                placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
-                began = time.perf_counter()
-                self.state, metrics = jax.block_until_ready(self.step(self.state, self.frozen, placed))
-                assert jnp.isfinite(metrics["loss"]).all()
-                if repeat:
-                    seconds[shape].append(time.perf_counter() - began)
-        return {shape: float(np.median(times)) for shape, times in seconds.items()}
+def row_seconds(backbone, prompt, batches):
+    """Median seconds that a training step of ROWS rows spends on each, by key; `batches` have the rows."""
+    groups, optimizer, mesh = (0,), OptimizerConfig(), make_mesh()
+    width = backbone.model.config.d_model
+    start = {"prompt": jax.random.normal(jax.random.key(0), (1, prompt, width))}
+    step = make_train_step(
+        backbone.model, build_prompt(PromptConfig(length=prompt), groups, width), LossConfig(), optimizer, 0, groups, mesh
+    )
+    state = create_state(start, backbone.model, optimizer, 0, groups, 0, mesh)
+    seconds = {key: [] for key in batches}
+    for repeat in range(REPEATS + 1):  # the first compiles
+        for key, batch in batches.items():
+            rows = {name: np.resize(array, (ROWS, *array.shape[1:])) for name, array in batch.items() if name in PACKED_SHAPES}
+            placed = place_batch(rows, mesh)
+            began = time.perf_counter()
+            state, metrics = jax.block_until_ready(step(state, {"backbone": backbone.params}, placed))
+            assert jnp.isfinite(metrics["loss"]).all()
+            if repeat:
+                seconds[key].append((time.perf_counter() - began) / ROWS)
+    return {key: float(np.median(times)) for key, times in seconds.items()}
 
 
 def main():
@@ -105,18 +101,19 @@ def main():
             for name, fields in layouts(length, prompt).items():
                 config = DataConfig(data.mixture, {"inputs": length, "targets": TARGETS}, BATCH, **fields)
                 histograms[name], loader = Counter(), make_loader(config, [stream_data(cache)], prompt)
-                for step in range(STEPS):
-                    batch = loader.batch(step)
-                    histograms[name][shape_of(batch, prompt)] += 1
-                    batches.setdefault((shape_of(batch, prompt), "encoder_segments" in batch), batch)
-            times = Timer(backbone, prompt).medians(batches) if os.environ.get("TIMES") != "0" else None
+                for batch in map(loader.batch, range(STEPS)):
+                    shape = shape_of(batch, prompt)
+                    histograms[name][shape] += 1
+                    batches.setdefault((name.startswith("packed"), *shape[1:]), batch)
+            times = row_seconds(backbone, prompt, batches) if os.environ.get("TIMES") != "0" else None
             padded = totals(histograms["padded"])
             for name, histogram in histograms.items():
                 shares = " | ".join(f"{mine / other:.2f}" for mine, other in zip(totals(histogram), padded, strict=True))
                 speed = "–"
                 if times is not None:
                     packed = name.startswith("packed")
-                    speed = f"{BATCH * STEPS / sum(n * times[shape, packed] for shape, n in histogram.items()):.0f}"
+                    seconds = sum(n * shape[0] * times[packed, *shape[1:]] for shape, n in histogram.items())
+                    speed = f"{BATCH * STEPS / seconds:.0f}"
                 label = f"{task} ({length}, {np.minimum(counts, length).mean():.0f})"
                 print(f"| {label} | {prompt} | {name} | {len(histogram)} | {shares} | {speed} |", flush=True)
 

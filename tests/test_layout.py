@@ -156,7 +156,6 @@ def test_packed_batches_have_the_wanted_numbers_of_rows(streams):
     [
         ({"pack_lengths": {"inputs": 24}}, "must give the positions of a row for 'targets', at least the 4 of"),
         ({"pack_lengths": {"inputs": 8, "targets": 4}}, "for 'inputs', at least the 9 of"),
-        ({"pack_lengths": {"inputs": 24, "targets": 4}, "trim_lengths": (4,)}, "packed rows are not trimmed; clear one of them"),
         ({"pack_rows": (4,)}, "nothing is packed; set DataConfig.pack_lengths"),
         ({"pack_lengths": {"inputs": 24, "targets": 4}, "pack_rows": (0,)}, "pack_rows must be positive"),
     ],
