@@ -28,18 +28,21 @@ from mpt_jax.train_state import create_state, make_train_step
 
 TASKS = ("sst2", "mnli", "boolq", "multirc")
 PROMPTS = (20, 100)
-LONGEST, TARGETS, BATCH, STEPS, ROWS, REPEATS = 512, 16, 32, 200, 8, 5
+LONGEST, TARGETS, BATCH, STEPS, ROWS, REPEATS = 512, 16, 32, 200, 4, 5
 BASE = T5Config(32128, 768, d_kv=64, num_heads=12, d_ff=2048, num_encoder_layers=12, num_decoder_layers=12)
 MINI = T5Config(4096, 128, d_kv=32, num_heads=4, d_ff=256, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
 
 
-def layouts(length, prompt):
-    """The ways of laying out a batch; rows that hold the longest example, and rows of 512 where they are longer."""
+def layouts(length, mean, prompt):
+    """The ways of laying out a batch; packed, a row holds the longest example, or two of mean length if that is little more."""
     quarters = tuple(length * n // 4 for n in (1, 2, 3))
-    one = -(-(prompt + length) // 32) * 32
-    rows = sorted({one, max(512, one)})
-    return {"padded": {}, "trimmed": {"trim_lengths": quarters}, "sorted": {"trim_lengths": quarters, "sort_window": 16}} | {
-        f"packed {row}": {"pack_lengths": {"inputs": row, "targets": max(TARGETS, row // 8)}} for row in rows
+    longest, two = prompt + length, int(2 * (prompt + mean))
+    row = -(-(two if longest < two <= 1.5 * longest else longest) // 32) * 32
+    return {
+        "padded": {},
+        "trimmed": {"trim_lengths": quarters},
+        "sorted": {"trim_lengths": quarters, "sort_window": 16},
+        f"packed {row}": {"pack_lengths": {"inputs": row, "targets": max(TARGETS, row // 8)}},
     }
 
 
@@ -96,9 +99,10 @@ def main():
         cache = open_task(data, data.mixture, "train", vocabulary)
         counts = cache.token_counts("inputs")
         length = min(-(-int(np.quantile(counts, 0.99)) // 32) * 32, LONGEST)
+        mean = np.minimum(counts, length).mean()
         for prompt in PROMPTS:
             histograms, batches = {}, {}
-            for name, fields in layouts(length, prompt).items():
+            for name, fields in layouts(length, mean, prompt).items():
                 config = DataConfig(data.mixture, {"inputs": length, "targets": TARGETS}, BATCH, **fields)
                 histograms[name], loader = Counter(), make_loader(config, [stream_data(cache)], prompt)
                 for batch in map(loader.batch, range(STEPS)):
@@ -114,7 +118,7 @@ def main():
                     packed = name.startswith("packed")
                     seconds = sum(n * shape[0] * times[packed, *shape[1:]] for shape, n in histogram.items())
                     speed = f"{BATCH * STEPS / seconds:.0f}"
-                label = f"{task} ({length}, {np.minimum(counts, length).mean():.0f})"
+                label = f"{task} ({length}, {mean:.0f})"
                 print(f"| {label} | {prompt} | {name} | {len(histogram)} | {shares} | {speed} |", flush=True)
 
 
