@@ -97,6 +97,11 @@ class DataConfig:
         int, ...
     ] = ()  # shorter input lengths that a batch is trimmed to where its examples fit; each is compiled
     sort_window: int = 1  # "proportional": the examples of so many batches are sorted by length into them, so that trimming pays
+    # Several examples, each with its own prompt, share a row: positions {"inputs": S, "targets": L} of an encoder's and a
+    # decoder's row, prompts included; {} = one row each. The steps are those of unpacked training, with fewer positions; but
+    # dropout (one mask for all positions of a row, as T5X has it) drops alike for the examples of a row. Nothing is trimmed then.
+    pack_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    pack_rows: tuple[int, ...] = ()  # numbers of rows that a packed batch is padded up to, each is compiled; () = by eighths
     seed: int = 0
 
     def validate(self) -> None:
@@ -108,6 +113,22 @@ class DataConfig:
                 self.lengths.get(name, 0) > 0,
                 f"DataConfig.lengths (TASK_FEATURE_LENGTHS) must give a positive length for '{name}', not {self.lengths}",
             )
+        if self.pack_lengths:
+            self._check_packing()
+        else:
+            _check(
+                not self.pack_rows,
+                f"DataConfig.pack_rows is {self.pack_rows}, but nothing is packed; set DataConfig.pack_lengths or clear it",
+            )
+
+    def _check_packing(self) -> None:
+        for name in ("inputs", "targets"):
+            _check(
+                self.pack_lengths.get(name, 0) >= self.lengths[name],
+                f"DataConfig.pack_lengths must give the positions of a row for '{name}', at least the {self.lengths[name]} of "
+                f"DataConfig.lengths (TASK_FEATURE_LENGTHS), not {self.pack_lengths}",
+            )
+        _check(min(self.pack_rows, default=1) > 0, f"DataConfig.pack_rows must be positive, not {self.pack_rows}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,6 +364,18 @@ class Experiment:
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
         )
+        longest = self.prompt_length + self.data.lengths["inputs"]
+        _check(
+            not self.data.pack_lengths or self.data.pack_lengths["inputs"] >= longest,
+            f"DataConfig.pack_lengths gives {self.data.pack_lengths.get('inputs')} positions to a row, but an example may take "
+            f"{longest}, {self.prompt_length} of its prompt and {self.data.lengths['inputs']} of its text; set 'inputs' to "
+            f"{longest} or more",
+        )
+
+    @property
+    def prompt_length(self) -> int:
+        """P, 0 where the model itself is tuned."""
+        return 0 if self.prompt.method == "none" else self.prompt.length
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,14 +72,14 @@ def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
     return vocabulary
 
 
-def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> sampling.Loader:
-    """The training batches: a pure function of (seed, step)."""
+def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary, mesh: Mesh) -> sampling.Loader:
+    """The training batches: a pure function of (seed, step), with rows that the mesh can share."""
     caches = open_caches(experiment, streams.tasks, experiment.data.train_split, vocabulary)
     parts = [
         sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
         for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
     ]
-    return sampling.make_loader(experiment.data, parts)
+    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, mesh.shape["data"])
 
 
 def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:

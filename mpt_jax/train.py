@@ -34,7 +34,7 @@ from mpt_jax.partitioning import check_batch_size, place_batch
 from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
-from mpt_jax.shapes import BATCH_SHAPES
+from mpt_jax.shapes import PACKED_SHAPES
 from mpt_jax.train_state import create_state, make_train_step
 
 Tree = Any
@@ -93,7 +93,7 @@ class _Run:
         self.backbone = setup.open_backbone(experiment, self.mesh, backbone)
         self.vocabulary = setup.open_vocabulary(experiment, self.backbone)
         self.streams = setup.find_streams(experiment)
-        self.loader = setup.make_loader(experiment, self.streams, self.vocabulary)
+        self.loader = setup.make_loader(experiment, self.streams, self.vocabulary, self.mesh)
         self.validation = setup.open_validation(experiment, self.streams.tasks, self.vocabulary)
         self.labels = setup.open_labels(experiment, self.streams.tasks, self.vocabulary) if self.validation else None
 
@@ -119,7 +119,7 @@ class _Run:
             self.first,
             self.streams.tasks,
             groups,
-            task_ids=lambda step: self.loader.batch(step)["task_ids"],
+            task_ids=lambda step: self.loader.draw(step)[0],
             last_good=lambda: self.store.latest() if self.store is not None else None,
         )
         self.meter.load(meta.get("sums", {}))
@@ -138,7 +138,7 @@ class _Run:
         """To the run's end. KeyboardInterrupt, with the step saved, once an interrupt was requested."""
         config, progress = self.config, self.progress
         for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
-            placed = place_batch({name: batch[name] for name in BATCH_SHAPES}, self.mesh)
+            placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
                 self.state, metrics = self.train_step(self.state, self.frozen, placed)
             self.meter.add(metrics)

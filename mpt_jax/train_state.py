@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mpt_jax.config import LossConfig, OptimizerConfig
 from mpt_jax.distill import make_loss
-from mpt_jax.losses import present_streams
+from mpt_jax.losses import of_positions, present_streams
 from mpt_jax.models.t5 import T5, logical_axes
 from mpt_jax.optim import make_optimizer
 from mpt_jax.partitioning import replicated, tree_sharding
@@ -84,7 +84,8 @@ def _make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable))
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
-        present = present_streams(batch["task_ids"], batch["loss_weights"], len(groups))
+        task_ids = of_positions(batch["task_ids"], batch.get("decoder_segments"))
+        present = present_streams(task_ids, batch["loss_weights"], len(groups))
         trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, present)
         new = TrainState(state.step + 1, trainable, opt_state, state.key)
         # Leave the state where it came from, or the second step would be compiled anew for its new place.

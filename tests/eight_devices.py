@@ -35,6 +35,17 @@ def make_batch():
     }
 
 
+def make_packed():
+    """The same examples, two to a row, with room for their prompts."""
+    batch = make_batch()
+    batch["encoder_tokens"] = np.pad(batch["encoder_tokens"], ((0, 0), (PROMPT["prompt"].shape[1], 0)))
+    segments = {
+        f"{stack}_segments": np.tile(np.repeat(np.array([1, 2], np.int32), batch[name].shape[1]), (8, 1))
+        for stack, name in (("encoder", "encoder_tokens"), ("decoder", "decoder_target_tokens"))
+    }
+    return {name: array.reshape(8, -1) for name, array in batch.items()} | segments
+
+
 def shards(leaf):
     """Into how many different parts an array is cut."""
     return leaf.size // leaf.addressable_shards[0].data.size
@@ -44,20 +55,20 @@ def wi_0(params):
     return params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
 
 
-def losses(config, backbone, module, mesh):
+def losses(config, backbone, module, mesh, make=make_batch):
     """[2 steps, G], of the prompt (with a module) or of model tuning (without)."""
     groups = (0, 1) if module else (0, 0)
     recipe = (config.optimizer, 9, groups)
     state = train_state.create_state(PROMPT if module else {"backbone": backbone.params}, backbone.model, *recipe, 0, mesh)
     frozen = {"backbone": backbone.params if module else {}}
     step = train_state.make_train_step(backbone.model, module, config.loss, *recipe, mesh)
-    found = []
+    found, compiled = [], step._cache_size()
     for _ in range(2):
-        batch = partitioning.place_batch(make_batch(), mesh)
+        batch = partitioning.place_batch(make(), mesh)
         assert shards(batch["encoder_tokens"]) == mesh.shape["data"]
         state, metrics = step(state, frozen, batch)
         found.append(np.asarray(metrics["loss"]))
-    assert step._cache_size() == 1, "the state moved, and the second step was compiled anew"
+    assert step._cache_size() == compiled + 1, "the state moved, and the second step was compiled anew"
     if not module:
         assert shards(wi_0(state.trainable["backbone"])) == mesh.shape["model"], "the tuned model is not shared out"
         moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == wi_0(state.trainable["backbone"]).shape]
@@ -77,6 +88,8 @@ def main():
         backbone = setup.place_backbone(plain, mesh)
         assert shards(wi_0(backbone.params)) == ways
         results[name, "prompt"] = losses(config, backbone, module, mesh)
+        packed = losses(config, backbone, module, mesh, make_packed)
+        np.testing.assert_allclose(packed, results[name, "prompt"], rtol=1e-5, err_msg=f"{name}, packed")
         if name != "data":
             results[name, "model"] = losses(config, backbone, None, mesh)
         inputs = list(make_batch()["encoder_tokens"][:11])

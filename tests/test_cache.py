@@ -439,4 +439,4 @@ def test_vocabulary_mistakes(vocabulary, tmp_path):
 def test_repr_and_counts(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "test", vocabulary)
     assert isinstance(cache, TokenCache) and repr(cache) == f"TokenCache({place.module}_plain/test, 3 examples)"
-    assert cache.input_lengths().tolist() == [len(cache.inputs(i)) for i in range(3)]
+    assert cache.token_counts("inputs").tolist() == [len(cache.inputs(i)) for i in range(3)]

@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+from caches import write_cache
 from scipy import stats
 from tiny import make_vocabulary
 
-from mpt_jax.data import writer
 from mpt_jax.data.cache import TokenCache
-from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, scarce_classes, stream_data
+from mpt_jax.data.sampling import Loader, StreamData, k_shot_rows, scarce_classes, stream_data
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.shapes import BATCH_SHAPES
@@ -27,19 +27,9 @@ def make_cache(tmp_path, vocabulary):
     """make_cache(task, size, targets) writes a cache; example i's inputs are [i + 2, EOS], or longer from `long_after` on."""
 
     def make(task: str, size: int, targets: list[str] | None = None, long_after: int = 10**9) -> TokenCache:
-        columns = writer.Columns()
-        for i in range(size):
-            columns.tokens["inputs"].append(np.array([i + 2, *[9] * (3 * (i >= long_after)), 1], np.int32))
-            columns.tokens["targets"].append(np.array([7] * (i % 3) + [1], np.int32))
-            for name, rows in columns.tokens.items():
-                columns.uncut[name].append(len(rows[-1]))
-            columns.texts.append(b"")
-            columns.targets.append(targets[i] if targets else None)
-        folder = tmp_path / task
-        folder.mkdir()
-        meta = {"task": task, "split": "train", "lengths": LENGTHS, "truncated": {}, "examples": size}
-        writer.write(folder, [columns], meta)
-        return TokenCache(folder, meta, vocabulary)
+        inputs = [[i + 2, *[9] * (3 * (i >= long_after)), 1] for i in range(size)]
+        outputs = [[7] * (i % 3) + [1] for i in range(size)]
+        return write_cache(tmp_path / task, task, inputs, outputs, LENGTHS, targets, vocabulary)
 
     return make
 
@@ -206,11 +196,6 @@ def test_sorted_windows_hold_the_same_examples_alike_in_length(make_cache):
         mixed += sum(len(set(batch)) > 1 for batch in lengths)
     assert mixed <= 6  # at most the one batch of each window where short meets long
     assert same(sorted_.batch(13), Loader(streams, "proportional", 4, LENGTHS, seed=2, sort_window=8).batch(13))
-
-
-def test_assemble_cuts_to_shorter_lengths(streams):
-    batch = assemble([streams[0].cache], np.array([0]), np.array([2]), {"inputs": 1, "targets": 2})
-    assert batch["encoder_tokens"].tolist() == [[4]] and batch["decoder_target_tokens"].tolist() == [[7, 7]]
 
 
 def test_batches_made_ahead_are_the_same_and_stop(streams):

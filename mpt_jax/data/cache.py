@@ -130,10 +130,22 @@ class TokenCache:
         """Target tokens of example i, int32 [<= L]."""
         return self._row("targets", i)
 
-    def input_lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Number of input tokens of the examples `rows` (default: all), int64."""
-        offsets = self._offsets["inputs"]
-        return np.diff(offsets) if rows is None else offsets[rows + 1] - offsets[rows]
+    def token_counts(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Number of "inputs" or "targets" tokens of the examples `rows` (default: all), int64.
+
+        Raises:
+          IndexError: there is no such example.
+        """
+        offsets = self._offsets[name]
+        if rows is None:
+            return np.diff(offsets)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"examples {rows.min()} to {rows.max()} of {len(self)} in {self.task}/{self.split}")
+        return offsets[rows + 1] - offsets[rows]
+
+    def flat(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """All "inputs" or "targets" tokens in one row, int32, and where in it each example begins, int64 [examples + 1]."""
+        return self._tokens[name], self._offsets[name]
 
     def text(self, i: int) -> dict[str, Any]:
         """Example i's fields other than tokens: `inputs_pretokenized`, `targets_pretokenized` and whatever the task carries."""

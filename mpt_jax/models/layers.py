@@ -22,8 +22,9 @@ fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_no
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:
-    """0/1 mask [B, S] → additive float32 bias [B, 1, 1, S]."""
-    return jnp.where(mask[:, None, None, :] > 0, 0.0, MASKED).astype(jnp.float32)
+    """0/1 mask [B, S] of keys, or [B, Q, S] of queries and keys → additive float32 bias [B, 1, 1, S] or [B, 1, Q, S]."""
+    mask = mask[:, None, :] if mask.ndim == 2 else mask
+    return jnp.where(mask[:, None] > 0, 0.0, MASKED).astype(jnp.float32)
 
 
 def relative_buckets(distance: jax.Array, bidirectional: bool, num_buckets: int, max_distance: int) -> jax.Array:
