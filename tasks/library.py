@@ -119,7 +119,9 @@ def register(dataset: Dataset, format_name: str, name: str = "", labels: tuple[s
         preprocessors=[*([form.prepare] if form.prepare else []), text, *features.TOKENIZE],
         output_features=features.output_features(),
         postprocess_fn=getattr(metrics, form.postprocess),
-        metric_fns=[metric_fn(metric, written) for metric in form.metrics if hasattr(metrics, metric)],
+        metric_fns=[
+            metric_fn(metric, written) for metric in form.metrics if hasattr(metrics, metric)
+        ],  # to come: bleu, rouge, record
     )
     return name
 

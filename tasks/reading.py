@@ -99,9 +99,9 @@ def answered(rows: list[features.Row], path: Path) -> list[features.Row]:
     left_out = len(rows) - len(kept)
     lacking = "label -1" if rows and "label" in rows[0] else "empty 'answers'"
     if not kept and left_out:
-        raise UserError(f"{path} has {left_out} rows, all with {lacking}; give rows an answer, or leave the file out.")
+        raise UserError(f"{path}: all {left_out} rows of the split have {lacking}; give rows an answer, or leave the file out.")
     if not kept:
-        raise UserError(f"{path} has one row, which cannot be divided; give it a second row.")
+        raise UserError(f"{path} has one row, which cannot be halved into validation and test; give it a second row.")
     if left_out:
         logger.warning("%s: %d rows with %s are left out", path, left_out, lacking)
     return kept

@@ -55,7 +55,7 @@ _RECORD = {"passage": reading.TEXT, "query": reading.TEXT, "entities": reading.T
 _RECORD_FORMAT: dict[str, Any] = {
     "target": "answer",
     "postprocess": "with_answers",
-    "metrics": ("squad",),
+    "metrics": ("record",),
     "prepare": preprocessors.record,
     "carry": ("answers", "id"),
     "training_examples": 138_854,  # T5's `glue_utils.py`: one for each answer
