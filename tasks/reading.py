@@ -80,11 +80,11 @@ def read_rows(path: Path, columns: Columns, aliases: Mapping[str, str] | None = 
     rows = []
     for number, record in read_records(path):
         place = f"{path}, line {number}"
-        record = {aliases[name]: value for name, value in record.items() if name in aliases} | record
+        given, record = record, {aliases[name]: value for name, value in record.items() if name in aliases} | record
         missing = [name for name in columns if name not in record and name not in OPTIONAL]
         if missing:
             raise UserError(
-                f"{place}: no field '{missing[0]}' (it has {', '.join(record)}); this task needs {', '.join(columns)}{hint}."
+                f"{place}: no field '{missing[0]}' (it has {', '.join(given)}); this task needs {', '.join(columns)}{hint}."
             )
         values = {name: record[name] if name in record else OPTIONAL[name](number) for name in columns}
         rows.append({name: _value(value, columns[name], name, place) for name, value in values.items()})

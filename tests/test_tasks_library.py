@@ -124,7 +124,9 @@ def test_referent_of_wsc():
     def judged(prediction: str, noun: str) -> str:
         return metrics.referent(prediction, example={"targets_pretokenized": noun, "label": 1})
 
-    assert judged("fuzzy bunny", "The bunny") == judged("BUNNY", "my fuzzy bunny") == judged("Bob's hat", "hat's Bob's") == "1"
+    assert (
+        judged("fuzzy bunny", "The bunny") == judged("BUNNY", "my fuzzy bunny") == judged("Bob's hat", "the hat of Bob's") == "1"
+    )
     assert judged("Bob", "Bob's hat") == judged("", "Bob") == judged("the cat", "the dog") == "0"
     assert metrics.referent("Bob", example={"targets_pretokenized": "Bob", "label": 0}, is_target=True) == "0"
 
@@ -133,7 +135,7 @@ def test_referent_of_wsc():
 
 REAL_FILES = ("tydiqa_goldp_en",)  # questions under a name that is not in the library
 NOT_READ = {
-    "hotpotqa": r"'context' must be text",  # the distractor setting, not MRQA's
+    "hotpotqa": r"line 1: no field 'answers' \(it has id, question",  # the distractor setting, not MRQA's
     "squad_xquad": r"all 80 rows of the split have empty 'answers'",
 }
 ROWS = 80
@@ -184,5 +186,4 @@ def test_real_tasks_from_file_to_score(real):
     scored = dataclasses.replace(config, data=dataclasses.replace(config.data, eval_split="test"))
     scored = tiny.replace(scored, train={"max_eval_examples": 4})
     results = run_evaluate(scored)
-    assert set(tasks) <= set(json.dumps(results).replace('"', " ").split()) | set(tasks)
-    assert results
+    assert all(task in json.dumps(results) for task in tasks)
