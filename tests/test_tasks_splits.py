@@ -206,7 +206,7 @@ def test_wsc_is_trained_on_right_referents_only(folder, data, vocabulary):
     assert len(open_task(data, "wsc_attempt", "train", vocabulary)) == 4
     cache = open_task(data, "wsc_t5", "official_validation", vocabulary)
     # Labels 0, 1, 0, 1: naming the noun is right for the second and the fourth.
-    assert cache.score(["Ann", "ann", "Bob", "the Ann"]) == {"accuracy": 75.0}
+    assert cache.score(["Ann", "ann", "Bob", "the Ann"])["accuracy"] == 75.0
 
 
 def test_references_of_one_input_are_one_example_to_test_on(folder, data, vocabulary):
