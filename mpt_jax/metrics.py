@@ -55,6 +55,22 @@ def with_group(text: str, example: Mapping[str, Any] | None = None, is_target: b
     return {"label": _text(text).strip(), "group": _text((example or {})["group"])}
 
 
+def referent(text: str, example: Mapping[str, Any] | None = None, is_target: bool = False) -> str:
+    """WSC as T5 writes it (`wsc_simple`): targets: the label; predictions: "1" where the target's noun is named, else "0".
+
+    One of the two must have all words of the other, without case and determiners; a possessive names another thing.
+    """
+    if is_target:
+        return _text((example or {})["label"])
+    said, meant = (_text(value).strip().lower() for value in (text, (example or {})["targets_pretokenized"]))
+    words = [{word for word in phrase.split() if word not in _DETERMINERS} for phrase in (said, meant)]
+    same_owner = ("'" in said) == ("'" in meant)
+    return str(int(same_owner and bool(words[0]) and (words[0] <= words[1] or words[1] <= words[0])))
+
+
+_DETERMINERS = set("a an few her his each every many much my our some that the their these this those which whose your".split())
+
+
 # ---------------------------------------------------------------- metrics of labels
 
 
@@ -147,12 +163,12 @@ def record(targets: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> 
     return squad(*_once(targets, predictions))
 
 
-def multirc(targets: Sequence[Mapping[str, str]], predictions: Sequence[str]) -> Scores:
+def multirc(targets: Sequence[Mapping[str, str]], predictions: Sequence[str], positive: str = "1") -> Scores:
     """MultiRC's F1 over all answers, and share of questions whose answers are all judged right (targets of `with_group`)."""
     groups: dict[str, bool] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         groups[target["group"]] = groups.get(target["group"], True) and target["label"] == prediction
-    f1a = f1([target["label"] for target in targets], predictions)["f1"]
+    f1a = f1([target["label"] for target in targets], predictions, positive)["f1"]
     return {"f1a": f1a, "em": _percent(list(groups.values()))}
 
 

@@ -101,7 +101,7 @@ def test_a_line_that_is_not_json_is_named_by_file_and_number(folder, capsys, mon
     (task / "validation.jsonl").write_text("\n".join(rows))
     (task / "train.jsonl").write_text("\n".join([*rows[:3], "{'sentence': 'not json'}", *rows]))
     monkeypatch.setenv("MPT_JAX_DATA", str(task.parent))
-    line = mistake(capsys, *arguments(folder, "train", "MODEL_DIR=r4", "MIXTURE_OR_TASK_NAME=files_sst2"))
+    line = mistake(capsys, *arguments(folder, "train", "MODEL_DIR=r4", "MIXTURE_OR_TASK_NAME=sst2_attempt"))
     assert f"{task / 'train.jsonl'}, line 4" in line
 
 

@@ -415,17 +415,17 @@ def test_validation_may_stop_and_begin_again(folder):
 def test_edited_training_data_are_refused(folder, tmp_path, monkeypatch):
     """By what is in the examples: a file with the same content is welcome."""
     monkeypatch.setenv("MPT_JAX_DATA", str(tmp_path))
-    file = tmp_path / "sst2" / "train.jsonl"
+    file = tmp_path / "cola" / "train.jsonl"
     file.parent.mkdir()
     rows = [{"sentence": f"the food is {word}", "label": label} for word, label in (("good", 1), ("bad", 0)) * 4]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     file.write_text(text)
     data = {"task_modules": ("tasks",), "lengths": {"inputs": 64, "targets": 6}}  # the tiny vocabulary spells the words out
-    config = tiny.replace(kept(folder, "edited", tasks=("files_sst2",), steps=2), data=data)
+    config = tiny.replace(kept(folder, "edited", tasks=("cola_attempt",), steps=2), data=data)
     run_training(config)
     longer = tiny.replace(config, train={"steps": 4})
     file.write_text(text.replace("bad", "sour", 1))
-    with pytest.raises(UserError, match=r"checkpoints/2 was trained on other examples of the task 'files_sst2' than there are"):
+    with pytest.raises(UserError, match=r"checkpoints/2 was trained on other examples of the task 'cola_attempt' than there are"):
         run_training(longer)
     file.write_text(text)
     run_training(tiny.replace(longer, data={"cache_dir": str(tmp_path / "cache")}))
