@@ -100,6 +100,15 @@ def test_the_process_exits_with_2_and_no_traceback():
     assert "Traceback" not in result.stderr
 
 
+def test_a_python_without_the_requirements_is_told_what_to_do():
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "mpt_jax", "show", MINI], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "make install" in result.stderr and "source .venv/bin/activate" in result.stderr
+
+
 def test_no_arguments_print_the_help():
     result = run()
     assert result.returncode == 0
