@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 from mpt_jax import __version__
 from mpt_jax.checkpoint.folder import RunFolder
-from mpt_jax.config import Experiment, PipelineConfig, nearest, to_dict
+from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.gin_bindings import Parsed, gin_literal, parse
@@ -222,6 +222,7 @@ def _report(arguments: argparse.Namespace) -> None:
         folder = (config.base if isinstance(config, PipelineConfig) else config).train.model_dir
     if not folder:
         raise UserError("report needs the folder of a run: --model_dir=DIR.")
+    check_local("--model_dir", folder)
     from mpt_jax.studies.report import write_report
 
     _say_where_the_report_is(write_report(folder))

@@ -339,6 +339,16 @@ class Experiment:
         self.backbone.architecture.validate()
         for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
             part.validate()
+        for field, path in {
+            "TrainConfig.model_dir (MODEL_DIR)": self.train.model_dir,
+            "DataConfig.cache_dir": self.data.cache_dir,
+            "PromptConfig.init_file (INITIAL_PROMPT_PATH)": self.prompt.init_file,
+            "LossConfig.teachers (TEACHER_PROMPTS_PATH)": self.loss.teachers,
+            "InferConfig.input_file": self.infer.input_file,
+            "InferConfig.output_file": self.infer.output_file,
+            "ExportConfig.output": self.export.output,
+        }.items():
+            check_local(field, path)
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
@@ -390,6 +400,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """' Did you mean X?' for the closest of `names`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def check_local(field: str, path: str) -> None:
+    """UserError for the path of a bucket where a local one is needed: only backbones and vocabularies are read from gs://."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", path):
+        raise UserError(
+            f"{field} is '{path}', but must be a local path; copy to and from a bucket with: "
+            "gcloud storage rsync --recursive FROM TO (on a TPU: ./run_tpu.sh copy -- FROM TO)."
+        )
 
 
 def _check(condition: bool, message: str) -> None:

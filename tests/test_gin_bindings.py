@@ -152,7 +152,7 @@ def test_gin_literal_is_read_back(tmp_path):
     [
         ("MODEL_DIR=/tmp/x", "/tmp/x"),  # as a shell delivers it
         ("MODEL_DIR='/tmp/x'", "/tmp/x"),  # as T5X wants it
-        ("MODEL_DIR=gs://bucket/a b", "gs://bucket/a b"),
+        ("MODEL_DIR=runs/a b", "runs/a b"),
         ("MODEL_DIR=runs/it's", "runs/it's"),
         ("MODEL_DIR=a = b", "a = b"),
         ("MODEL_DIR=x#sst2", "x#sst2"),
@@ -168,6 +168,8 @@ WRONG_FLAGS = {
     "PromptConfg.length=5": ("--gin.PromptConfg.length", "Did you mean 'PromptConfig'?"),
     "PromptConfig.lenght=5": ("PromptConfig has no field 'lenght'", "Did you mean 'length'?"),
     "PromptConfig.rank=%RNAK": ("the macro RNAK is not defined", "--gin.PromptConfig.rank"),
+    "LEARNING_RATE=0.3": ("nothing uses the macro LEARNING_RATE", "OptimizerConfig.rules"),
+    "DROPOUT_RATE=0.1": ("nothing uses the macro DROPOUT_RATE", "T5Config.dropout_rate"),
     "PromptConfig=5": ("PromptConfig is a configuration, not a macro",),
     "Prompt-Length=5": ("'Prompt-Length' is not a name",),
     "TRAIN_STEPS": ("--gin.TRAIN_STEPS=VALUE",),
@@ -192,6 +194,8 @@ WRONG_FLAGS = {
     "few/PromptConfig.length=5": ("nothing uses @few/PromptConfig()",),
     "PipelineConfig.distill=False": ("--gin.PipelineConfig.distill has no effect here",),
     # A value that the configuration refuses, with its place.
+    "MODEL_DIR=gs://bucket/run": ("--gin.MODEL_DIR: TrainConfig.model_dir (MODEL_DIR) is 'gs://bucket/run'", "rsync"),
+    "InferConfig.output_file=gs://bucket/out": ("--gin.InferConfig.output_file: ", "gs://bucket/out", "rsync"),
     "PROMPT_LENGTH=-1": ("--gin.PROMPT_LENGTH: PromptConfig.length (PROMPT_LENGTH) must be from 1 to",),
     "PromptConfig.method=mtp": ("--gin.PromptConfig.method: ", "Did you mean 'mpt'?"),
 }
@@ -240,6 +244,18 @@ def test_required_macros_are_asked_for_together():
     text = message(parse([MINI]).experiment)
     for name in ("MIXTURE_OR_TASK_NAME", "TRAIN_STEPS", "MODEL_DIR"):
         assert re.search(rf"{name} \(asked for at \S*gin/base.gin:\d+\)", text)
+        assert f"--gin.{name}=VALUE" in text
+
+
+def test_an_architecture_hides_no_other_missing_value():
+    text = message(parse(["gin/methods/mpt_source.gin"]).experiment)
+    for name in ("INITIAL_CHECKPOINT_PATH", "MODEL_DIR", "TEACHER_PROMPTS_PATH", "T5Config.vocab_size", "gin/backbones"):
+        assert name in text
+
+
+def test_undefined_macros_are_told_together():
+    text = message(mini("PromptConfig.rank=%RNAK", "PromptConfig.init=%INIT").experiment)
+    assert "the macro RNAK is not defined" in text and "the macro INIT is not defined" in text
 
 
 def test_a_missing_backbone_is_explained():
