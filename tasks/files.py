@@ -60,10 +60,11 @@ class FolderSource(features.RowsSource):
     def splits(self) -> tuple[str, ...]:
         names = tuple(name for name in ("train", "validation", "test") if _file(self.task, name).is_file())
         if not names:
-            raise UserError(
-                f"There is no {_file(self.task, 'train')} and no train.tsv; put the task's files there, or correct {VARIABLE} or "
-                "the name."
+            folder = _file(self.task, "train").parent
+            missing = next(
+                (f"folder {path}" for path in (folder.parent, folder) if not path.is_dir()), f"{folder}/train.jsonl or .tsv"
             )
+            raise UserError(f"There is no {missing}; put the files of the task there, or correct {VARIABLE} or the task's name.")
         return (*names, "test") if names == ("train", "validation") else names
 
 
@@ -101,6 +102,7 @@ def split_rows(task: str, columns: preprocessors.Columns, split: str) -> list[fe
         return train if split == "train" else _half(_file(task, "validation"), columns, split)
     if split == "test":
         return read_rows(_file(task, "validation"), columns)
+    logger.info("%s: %d rows are held out for validation, as there is no test file", _file(task, "train"), HELD_OUT)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     return [train[i] for i in np.sort(order[:HELD_OUT] if split == "validation" else order[HELD_OUT:])]
 
@@ -108,6 +110,7 @@ def split_rows(task: str, columns: preprocessors.Columns, split: str) -> list[fe
 def _half(path: Path, columns: preprocessors.Columns, split: str) -> list[features.Row]:
     rows = read_rows(path, columns)
     half = max(len(rows) // 2, 1)  # a single row is for validation
+    logger.info("%s is halved, as there is no test file: %d rows for validation, %d for test", path, half, len(rows) - half)
     if split == "test" and half == len(rows):
         raise UserError(
             f"{path} has one row, which cannot be halved into validation and test; give it a second row, or add a test file."

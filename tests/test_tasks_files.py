@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -320,13 +321,25 @@ def test_a_folder_that_cannot_be_a_task_is_told(folder, caplog):
 
 
 def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
-    with pytest.raises(UserError, match=r"There is no .*rte/train\.jsonl"):
+    with pytest.raises(UserError, match=r"There is no folder .*rte; "):
+        open_task(data, "files_rte", "train", vocabulary)
+    (folder / "rte").mkdir()
+    with pytest.raises(UserError, match=r"There is no .*rte/train\.jsonl or \.tsv; "):
         open_task(data, "files_rte", "train", vocabulary)
     write(folder, "mine_lonely", train=[{"inputs": "a", "targets": "b"}])
     with pytest.raises(UserError, match=r"'files_mine_lonely' has no split 'validation' \(it has train\)"):
         open_task(data, "files_mine_lonely", "validation", vocabulary)
     with pytest.raises(UserError, match="Did you mean 'files_mine_lonely'"):
         open_task(data, "files_mine_loneyl", "train", vocabulary)
+    with pytest.raises(UserError, match=rf"There is no {folder}/q/train\.jsonl .* There are files_.*mine_lonely") as caught:
+        open_task(data, "files_q", "train", vocabulary)
+    held = re.search(r"There are (files_[^.]*)\.", str(caught.value))[1].split(", ")
+    assert all(list(folder.glob(f"{task.removeprefix('files_')}/train.*")) for task in held)
+    monkeypatch.setenv("MPT_JAX_DATA", f"{folder}/nowhere")
+    for task in ("files_q", "files_rte"):  # one that is not registered, and a well-known name
+        with pytest.raises(UserError, match=f"folder {folder}/nowhere"):
+            open_task(data, task, "train", vocabulary)
+    monkeypatch.setenv("MPT_JAX_DATA", str(folder))
     (folder / "mine_lonely" / "train.jsonl").write_text("\n")
     with pytest.raises(UserError, match="has no rows"):
         open_task(data, "files_mine_lonely", "train", vocabulary)

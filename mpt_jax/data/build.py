@@ -27,6 +27,7 @@ from mpt_jax.errors import UserError
 
 MAX_CLASSES = 32  # a task with at most so many different targets, each recurring, is a classification
 BATCH = 512
+FILES = "files_"  # how the names of tasks from $MPT_JAX_DATA begin
 
 logger = logging.getLogger("mpt_jax")
 
@@ -123,14 +124,26 @@ def find_task(modules: tuple[str, ...], name: str) -> Any:
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-    hint = nearest(name, names)
-    if name.startswith("files_") and not os.environ.get("MPT_JAX_DATA"):
-        hint = " The environment variable MPT_JAX_DATA, which names the folder of such tasks, is not set."
+    hint = _hint_to_files(name) if name.startswith(FILES) else nearest(name, names)
     raise UserError(
         f"No seqio task or mixture '{name}' is registered by {', '.join(modules) or 'this program'}.{hint} "
         "Correct DataConfig.mixture (MIXTURE_OR_TASK_NAME) or, in a study, PipelineConfig.sources or PipelineConfig.targets; "
         "or add the module that registers it to DataConfig.task_modules."
     )
+
+
+def _hint_to_files(name: str) -> str:
+    """Where the data of a task from files was looked for, and the nearest task that has some."""
+    value = os.environ.get("MPT_JAX_DATA")
+    if not value:
+        return " The environment variable MPT_JAX_DATA, which names the folder of such tasks, is not set."
+    folder = Path(value).expanduser()
+    if not folder.is_dir():
+        return f" The folder {folder}, which MPT_JAX_DATA names, does not exist."
+    task, held = name.removeprefix(FILES), sorted({path.parent.name for path in folder.glob("*/train.*")})
+    close = nearest(task, held).replace("'", f"'{FILES}", 1)  # compared without the prefix, which makes all alike
+    there = f" There are {', '.join(FILES + one for one in held)}." if held else f" {folder} holds no task at all."
+    return f" There is no {folder / task / 'train.jsonl'} and no train.tsv.{close or there}"
 
 
 def scoring_functions(modules: tuple[str, ...], name: str) -> tuple[Any, list[Any], Any]:
