@@ -19,7 +19,8 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
-from mpt_jax.gin_bindings import Parsed, gin_literal, parse
+from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_text import gin_literal
 from mpt_jax.resolve import DEFAULT, Setting
 
 EXIT_USER_ERROR = 2

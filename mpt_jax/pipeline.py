@@ -6,7 +6,7 @@ results are added in one write. MODEL_DIR afterwards holds
 
     results.jsonl               one line per run
     report.html, report.md      and figures/*.png, written anew by every call
-    runs/<stage>/               what `train.py` describes, for each stage
+    runs/<stage>/               what `train.py` describes, for each stage, and its config.gin
 """
 
 import importlib.util
@@ -32,6 +32,8 @@ from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, main_score
+from mpt_jax.files import write_text
+from mpt_jax.gin_text import config_text
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
@@ -140,6 +142,8 @@ def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
         trained = run_training(stage.experiment, lab.backbone, label=clock.label)
     except NotFiniteError as error:
         raise _diverged(lab, stage, error) from None
+    text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(stage.experiment)}"
+    write_text(stage.folder / "config.gin", text)
     clock.say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
     scores = score(lab, stage, trained)
     seconds = (trained.earlier_seconds + time.perf_counter() - began) / len(stage.runs)

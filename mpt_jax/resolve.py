@@ -18,27 +18,12 @@ from typing import Any, NamedTuple
 
 from mpt_jax.config import Experiment, PipelineConfig, T5Config, nearest
 from mpt_jax.errors import UserError
+from mpt_jax.gin_text import Macro, Reference
 
 Scope = tuple[str, ...]
 Key = tuple[Scope, str, str]  # (scope, class, field)
 DEFAULT = "default"  # the origin of a value that nothing was bound to
 REQUIRED = ("gin.REQUIRED", "REQUIRED")
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-    """`%name`."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """`@scope/name()`; `called` is whether the parentheses are there."""
-
-    scope: Scope
-    name: str
-    called: bool
 
 
 class Binding(NamedTuple):

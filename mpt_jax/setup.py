@@ -240,6 +240,11 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
         folder = _finished_folder(experiment)
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
+        elif RunFolder(experiment.train.model_dir).finished() is not None:  # not the untuned backbone in its stead
+            raise UserError(
+                f"The run in MODEL_DIR {folder} has no model any more; a study keeps the weights of model tuning only with "
+                "PipelineConfig.keep_models=True, so train it again."
+            )
         return Trained(load_backbone(config, mesh=mesh), None, {}, {}, config.checkpoint)
     path = find_prompts(experiment)
     params, meta = load_prompts(path)

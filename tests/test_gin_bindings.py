@@ -10,7 +10,8 @@ import pytest
 from mpt_jax import resolve
 from mpt_jax.config import Experiment, PipelineConfig, StageConfig, StreamConfig
 from mpt_jax.errors import UserError
-from mpt_jax.gin_bindings import Parsed, gin_literal, parse
+from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_text import config_text, gin_literal
 
 MINI = "gin/backbones/mini.gin"
 FLAGS = ("MIXTURE_OR_TASK_NAME=a_task", "MODEL_DIR=/tmp/run", "TRAIN_STEPS=7")
@@ -138,6 +139,16 @@ def test_config_gin_alone_gives_the_same_configuration(tmp_path, kind):
     assert all(f"{setting.owner}." in text for setting in parsed.provenance(root).values())
     # Macros still work as flags.
     assert parse([str(tmp_path / "config.gin")], ["PROMPT_LENGTH=3"]).resolve().settings is not None
+
+
+def test_a_configuration_is_written_as_a_gin_file(tmp_path):
+    """An experiment with streams, and a pipeline with dicts of stages, come back as they were."""
+    streams = tuple(StreamConfig(f"task_{n}", n, 4, n) for n in range(3))
+    experiment = mini("PromptConfig.init_text='it\\'s'").experiment()
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, streams=streams))
+    assert parse([write(tmp_path, config_text(experiment))]).experiment() == experiment
+    pipeline = parse_text(tmp_path, STUDY).pipeline()
+    assert parse([write(tmp_path, config_text(pipeline))]).pipeline() == pipeline
 
 
 def test_gin_literal_is_read_back(tmp_path):

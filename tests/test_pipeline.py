@@ -11,10 +11,11 @@ import pytest
 import study
 import tiny
 
-from mpt_jax import setup, stages, transfer
+from mpt_jax import cli, setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
+from mpt_jax.gin_bindings import parse
 from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
@@ -262,6 +263,23 @@ def test_mpt_starts_from_the_source_run_and_spot_from_its_choice(finished):
         np.testing.assert_array_equal(start["prompt"][n], teachers["prompt"][meta["tasks"].index(record["started_from"])])
     config = json.loads((finished / "runs" / "few_shot-k2-mpt" / "config.json").read_text())
     assert config["prompt"]["init_file"] == str(finished / "runs" / "source" / "prompts.safetensors")
+
+
+def test_each_run_can_be_used_by_its_config_gin(finished, config, tmp_path):
+    for stage in stages.plan(config):
+        assert parse([str(stage.folder / "config.gin")]).experiment() == stage.experiment
+    (tmp_path / "in.jsonl").write_text('{"task": "tiny_animal", "inputs": "the cat"}\n')
+    files = {"InferConfig.input_file": tmp_path / "in.jsonl", "InferConfig.output_file": tmp_path / "out.jsonl"}
+    files |= {"ExportConfig.output": tmp_path / "prompts.safetensors"}
+    run = f"--gin_file={finished}/runs/few_shot-k2-mpt/config.gin"
+    for command in ("infer", "export"):
+        assert cli.main([command, run, *(f"--gin.{name}={value}" for name, value in files.items())]) == 0
+    assert "prediction" in (tmp_path / "out.jsonl").read_text()
+    assert load_prompts(tmp_path / "prompts.safetensors")[1]["tasks"] == ["tiny_mood"] * 2 + ["tiny_animal"] * 2
+    tuned = f"--gin_file={finished}/runs/few_shot-k2-model_tuning-tiny_mood-seed0/config.gin"
+    experiment = parse([tuned.partition("=")[2]]).experiment()
+    with pytest.raises(UserError, match="PipelineConfig.keep_models"):
+        run_evaluate(experiment)
 
 
 def test_tuned_models_are_dropped_once_scored(finished):
