@@ -25,6 +25,7 @@ from mpt_jax.resolve import DEFAULT, Setting
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by what calls us with more than arguments, such as `make demo`: how to call it again
 
 EPILOG = """\
 configuration:
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on from the last checkpoint: {_command_line(argv)}", file=sys.stderr)
+        again = os.environ.get(COMMAND_VARIABLE) or _command_line(argv)
+        print(f"\nInterrupted. To go on from the last checkpoint: {again}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -150,16 +152,16 @@ def write_config(text: str, config: Any, model_dir: str) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     experiment = parsed.experiment()
+    if experiment.train.steps == 0:  # of a study's base, which trains nothing itself, it may be
+        raise UserError("TrainConfig.steps (TRAIN_STEPS) is 0, so nothing would be trained; give the number of steps.")
     # Refuses a folder that holds another run, before its config.gin changes.
     RunFolder(experiment.train.model_dir).begin(experiment)
     write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
     from mpt_jax.train import run_training
 
     result = run_training(experiment)
-    print(
-        f"Done. Files are in {experiment.train.model_dir}"
-        + (f"; prompts in {result.prompts_path}" if result.prompts_path else "")
-    )
+    what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
+    print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

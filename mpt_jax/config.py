@@ -383,7 +383,9 @@ class PipelineConfig:
     k_shots: tuple[int, ...] = (4, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: tuple[int, ...] = (0,)
-    source_seeds: tuple[int, ...] = (0,)  # source trainings, counted from RANDOM_SEED; the targets' seeds start from them in turn
+    # Source trainings; the targets' seeds start from them in turn. They count from RANDOM_SEED: with 100, (0, 1) train with the
+    # seeds 100 and 101, which the log and results.jsonl name; in runs/source and runs/source-seed101, the latter by its seed.
+    source_seeds: tuple[int, ...] = (0,)
     distill: bool = True
     test_split: str = "test"
     max_test_examples: int = 0  # per task; 0 = all

@@ -1,5 +1,6 @@
 """The scores of predictions: each task's own metrics, on the same examples every time."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.predict import predict_texts
 
 Tree = Any
+
+logger = logging.getLogger("mpt_jax")
 
 
 def main_score(metrics: dict[str, float]) -> float:
@@ -82,6 +85,9 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     caches = setup.open_caches(experiment, streams.tasks, data.eval_split, vocabulary)
     labels = setup.open_labels(experiment, streams.tasks, vocabulary)
     numbers = trained.prompt_of(streams.tasks)
+    for task, other in dict.fromkeys((t, trained.tasks[n]) for t, n in zip(streams.tasks, numbers, strict=True) if trained.tasks):
+        if other not in ("", task):
+            logger.warning("warning: %s was not trained on '%s', only on '%s'", trained.source, task, other)
     metrics = evaluate(
         trained.backbone,
         trained.prompt_module,

@@ -16,7 +16,7 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
-from mpt_jax.data.cache import LabelSet, TokenCache, open_task
+from mpt_jax.data.cache import LabelSet, TokenCache, open_task, require_splits
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import logical_axes
@@ -70,6 +70,12 @@ def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
     vocabulary = load_vocabulary(backbone.vocabulary)
     check_vocabulary(vocabulary, experiment.backbone.architecture)
     return vocabulary
+
+
+def check_splits(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary, *more: str) -> None:
+    """That the tasks have every split that training and validation, and `more`, need. UserError for one that is missing."""
+    splits = [experiment.data.train_split, *([experiment.data.eval_split] if experiment.train.eval_period else []), *more]
+    require_splits(experiment.data, tasks, splits, vocabulary)
 
 
 def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> sampling.Loader:

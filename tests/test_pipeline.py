@@ -16,7 +16,7 @@ from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
 from mpt_jax.gin_bindings import parse
-from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
+from mpt_jax.pipeline import Clock, numbers_trained, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
 from mpt_jax.studies import results
@@ -133,6 +133,19 @@ def test_target_seeds_start_from_the_source_trainings_in_turn():
     assert len(prompt_tuning) == 1 and not prompt_tuning[0].start
     names = [name for stage in plan for name in stage.run_ids]
     assert len(names) == len(set(names))
+
+
+def test_source_trainings_are_called_by_the_seed_that_they_record(capsys):
+    cfg = study.pipeline(Path("f"), **FEW, source_seeds=(0, 5))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"seed": 100}))
+    plan = stages.plan(cfg)
+    sources = [stage for stage in plan if stage.kind == "source"]
+    assert [(stage.folder.name, stage.runs[0].seed) for stage in sources] == [("source", 100), ("source-seed105", 105)]
+    clock = Clock(plan, plan)
+    for stage in sources:
+        clock.begin(stage)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "MPT source training (seed 100)" in first and "MPT source training (seed 105)" in second
 
 
 def test_results_from_another_source_training_are_refused():
@@ -378,6 +391,14 @@ def test_a_misspelt_target_is_told_before_training(folder, config):
     with pytest.raises(UserError, match=r"Did you mean 'tiny_mood'\? .*PipelineConfig\.sources or PipelineConfig\.targets"):
         run_pipeline(wrong)
     assert not (folder / "misspelt" / "runs").exists()
+
+
+def test_a_missing_test_split_is_told_before_any_cache_is_built(folder):
+    cfg = study.pipeline(folder, "no_test", **FEW, targets=("tiny_mood", "tiny_word"))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"cache_dir": str(folder / "no_cache_yet")}))
+    with pytest.raises(UserError, match="'tiny_word' has no split 'validation'"):
+        run_pipeline(cfg)
+    assert not (folder / "no_cache_yet" / "tiny_mood").exists()
 
 
 def test_a_study_may_rank(folder):
