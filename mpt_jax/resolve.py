@@ -267,6 +267,13 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING
 
 
+def is_default(path: str, setting: Setting) -> bool:
+    """Whether the value at a dotted path is the field's own default, bound or not."""
+    fields = {field.name: field for field in dataclasses.fields(CLASSES[setting.owner.split("/")[-1]])}
+    field = fields.get(path.split(".")[-1])
+    return setting.origin == DEFAULT or (field is not None and _default(field) == setting.value)
+
+
 def describe(hint: Any) -> str:
     """An annotation in words, with an example of what to write."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -16,7 +16,7 @@ LEVELS = {
     3: "train_state checkpoint",
     4: "setup monitor predict train evaluate infer export convert",
     5: "stages transfer pipeline studies",
-    6: "resolve gin_bindings cli __main__",
+    6: "resolve gin_bindings usage cli __main__",
 }
 LEVEL_OF = {name: level for level, names in LEVELS.items() for name in names.split()}
 PURE = {"gin", "seqio", "orbax", "tensorflow", "tensorflow_datasets", "tensorflow_text", "safetensors", "pathlib", "os"}
