@@ -31,7 +31,7 @@ import numpy as np
 import seqio
 
 from mpt_jax import metrics
-from mpt_jax.data.records import read_records
+from mpt_jax.data.records import read_records, shorten
 from mpt_jax.errors import UserError
 from tasks import features, preprocessors
 
@@ -126,7 +126,7 @@ def read_rows(path: Path, columns: preprocessors.Columns) -> list[features.Row]:
         missing = [name for name in columns if name not in record and name != "id"]
         if missing:
             raise UserError(
-                f"{path}, line {number}: no field '{missing[0]}' (it has {', '.join(record)}); "
+                f"{path}, line {number}: no field '{missing[0]}' (it has {shorten(', '.join(record))}); "
                 f"this task needs {', '.join(columns)}."
             )
         place = f"{path}, line {number}"
@@ -156,8 +156,9 @@ def _value(value: Any, kind: Any, name: str, place: str) -> Any:
         wanted, convert = KINDS[kind]
         converted = convert(value)
     if converted is None:
-        shown = json.dumps(value, ensure_ascii=False)[:80]
-        raise UserError(f"{place}: '{name}' must be {wanted}, not {shown}; correct the line.")
+        raise UserError(
+            f"{place}: '{name}' must be {wanted}, not {shorten(json.dumps(value, ensure_ascii=False))}; correct the line."
+        )
     return converted
 
 

@@ -262,6 +262,8 @@ BAD = {
     "half a character": (r'{"inputs": "a\ud83d", "targets": "b"}', r"train.jsonl, line 3: not JSON .*surrogates not allowed"),
     "not an object": ("[1, 2]", r"train.jsonl, line 3: a JSON object is needed, not \[1, 2\]"),
     "a missing field": ({"inputs": "a", "answer": "b"}, r"line 3: no field 'targets' \(it has inputs, answer\)"),
+    "many fields": (dict.fromkeys(map(str, range(90)), "a"), r"line 3: no field 'inputs' \(it has .{80}\); this task needs"),
+    "a long value": ({"inputs": ["x" * 90], "targets": "b"}, r"line 3: 'inputs' must be text, not .{80}; correct the line"),
     "a list for text": ({"inputs": ["a"], "targets": "b"}, r"line 3: 'inputs' must be text, not \[\"a\"\]"),
     "null": ({"inputs": "a", "targets": None}, r"line 3: 'targets' must be text that is not empty, not null"),
     "true": ({"inputs": "a", "targets": True}, r"line 3: 'targets' must be text that is not empty, not true"),
