@@ -25,7 +25,7 @@ from mpt_jax.resolve import DEFAULT, Setting, is_default
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by what calls us with more than arguments, such as `make demo`: how to call it again
+COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by `make demo`: how to call it, not us, again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        again = os.environ.get(COMMAND_VARIABLE) or _command_line(argv)
-        print(f"\nInterrupted. To go on from the last checkpoint: {again}", file=sys.stderr)
+        print(f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,8 +61,9 @@ def _fail(message: str) -> int:
     return EXIT_USER_ERROR
 
 
-def _command_line(argv: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "mpt_jax", *argv])
+def resuming_command(argv: Sequence[str]) -> str:
+    """What a shell takes to do the same again: that of `make demo`, say, which sets more than arguments."""
+    return os.environ.get(COMMAND_VARIABLE) or shlex.join(["python", "-m", "mpt_jax", *argv])
 
 
 def _configure_logging() -> None:

@@ -210,7 +210,7 @@ class TrainConfig:
     model_dir: str
     seed: int = 0
     log_period: int = 50
-    eval_period: int = 500  # 0 = no validation, the last prompt is the result; else the best of each group by validation score
+    eval_period: int = 500  # 0 = no validation, what was trained last is the result; else the best of each group by its score
     max_eval_examples: int = 0  # of each task's split; 0 = all
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2

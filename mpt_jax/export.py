@@ -36,7 +36,8 @@ def run_export(experiment: Experiment) -> Path:
     cfg = experiment.export
     if experiment.prompt.method == "none":
         raise UserError(
-            "PromptConfig.method='none' trains no prompt to export; the tuned model is in MODEL_DIR/model, a Hugging Face folder."
+            "PromptConfig.method='none' trains no prompt to export, but a model; it is in "
+            f"{Path(experiment.train.model_dir) / 'model'}, a Hugging Face folder."
         )
     if not cfg.output:
         raise UserError("ExportConfig.output is not set; give the path of the file or folder to write.")

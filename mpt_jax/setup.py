@@ -118,7 +118,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     """The caches to validate on; [] where `TrainConfig.eval_period` is 0.
 
     Raises:
-        UserError: a task has no such split, or no metric to choose the best prompt by.
+        UserError: a task has no such split, or no metric to choose the best state by.
     """
     if not experiment.train.eval_period:
         return []
@@ -126,7 +126,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     for cache in caches:
         if not cache.has_metrics:
             raise UserError(
-                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take the last state."
+                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take what was trained last."
             )
     return caches
 

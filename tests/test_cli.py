@@ -128,6 +128,15 @@ def test_the_process_exits_with_2_and_no_traceback():
     assert "Traceback" not in result.stderr
 
 
+def test_the_command_to_resume_is_the_one_that_was_typed(monkeypatch):
+    """`make demo` sets an environment that the plain command would lack."""
+    assert re.search(r"^demo .*: export MPT_JAX_COMMAND = make \$@$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    monkeypatch.delenv("MPT_JAX_COMMAND", raising=False)
+    assert cli.resuming_command(["train", "--gin.X=a b"]) == "python -m mpt_jax train '--gin.X=a b'"
+    monkeypatch.setenv("MPT_JAX_COMMAND", "make demo")
+    assert cli.resuming_command(["pipeline"]) == "make demo"
+
+
 def test_a_python_without_the_requirements_is_told_what_to_do():
     result = subprocess.run(
         [sys.executable, "-S", "-m", "mpt_jax", "show", MINI], cwd=ROOT, capture_output=True, text=True, timeout=120

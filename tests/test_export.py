@@ -221,7 +221,7 @@ def test_the_adapter_names_its_backbone_only_where_peft_can_load_it(tmp_path):
         ({"form": "peft", "output": "run"}, "run' is there already"),
         ({"form": "t5x", "output": "run"}, "run' is there already"),
         ({"form": "npy", "output": "/proc/out.npy", "task": "sst2"}, "/proc/out.npy cannot be written"),
-        ({"prompt": {"method": "none"}}, "trains no prompt .*MODEL_DIR/model"),
+        ({"prompt": {"method": "none"}}, "trains no prompt .*/run/model, a Hugging Face folder"),
         ({"train": {"model_dir": "nothing"}}, "nothing has no prompts.safetensors"),
         ({"backbone": {"architecture": V1_1}}, "width 16 but the backbone's d_model is 24"),
     ],

@@ -74,6 +74,16 @@ def test_a_wrong_value_is_named(folder, capsys, flags, words):
     assert all(word in line for word in words), line
 
 
+def test_what_was_trained_is_called_by_its_name(folder, capsys):
+    for method, words in (
+        ("plain", f"prompts in {folder}/named/prompts.safetensors"),
+        ("none", f"the tuned model in {folder}/m/model"),
+    ):
+        run = "named" if method == "plain" else "m"
+        assert cli.main(arguments(folder, "train", f"MODEL_DIR={run}", f"PromptConfig.method={method}", "TRAIN_STEPS=1")) == 0
+        assert capsys.readouterr().out.rstrip().endswith(words)
+
+
 def test_a_run_is_not_trained_into_a_study_nor_a_study_into_a_run(folder, capsys):
     for name, mark in (("begun", "config.json"), ("with_results", "results.jsonl")):
         (folder / name).mkdir()
