@@ -56,7 +56,7 @@ USAGES = {
         "Predicts for each line of a JSONL file: an object with the finished text in 'inputs', or with the fields of its task as "
         "in the training data; and the name of the task in 'task', which may be missing where the run has a single prompt. Each "
         "line is written with 'prediction' and 'score', its log-probability.",
-        """  echo '{"inputs": "sentence: a fine film"}' > in.jsonl\n"""
+        """  echo '{"inputs": "review: the soup was bland."}' > in.jsonl\n"""
         "  python -m mpt_jax infer --gin_file=runs/sentiment/config.gin --gin.InferConfig.input_file=in.jsonl \\\n"
         "      --gin.InferConfig.output_file=out.jsonl",
     ),
