@@ -231,7 +231,7 @@ class TrainConfig:
     model_dir: str
     seed: int = 0
     log_period: int = 50  # steps; a pipeline's short stages tell their loss more often
-    eval_period: int = 500  # 0 = no validation, the last prompt is the result; else the best of each group by validation score
+    eval_period: int = 500  # 0 = no validation, what was trained last is the result; else the best of each group by its score
     max_eval_examples: int = 0  # of each task's split; 0 = all
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
@@ -360,6 +360,16 @@ class Experiment:
         self.backbone.architecture.validate()
         for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
             part.validate()
+        for field, path in {
+            "TrainConfig.model_dir (MODEL_DIR)": self.train.model_dir,
+            "DataConfig.cache_dir": self.data.cache_dir,
+            "PromptConfig.init_file (INITIAL_PROMPT_PATH)": self.prompt.init_file,
+            "LossConfig.teachers (TEACHER_PROMPTS_PATH)": self.loss.teachers,
+            "InferConfig.input_file": self.infer.input_file,
+            "InferConfig.output_file": self.infer.output_file,
+            "ExportConfig.output": self.export.output,
+        }.items():
+            check_local(field, path)
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
@@ -406,7 +416,9 @@ class PipelineConfig:
     k_shots: tuple[int, ...] = (4, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: tuple[int, ...] = (0,)
-    source_seeds: tuple[int, ...] = (0,)  # source trainings, counted from RANDOM_SEED; the targets' seeds start from them in turn
+    # Source trainings; the targets' seeds start from them in turn. They count from RANDOM_SEED: with 100, (0, 1) train with the
+    # seeds 100 and 101, which the log and results.jsonl name; in runs/source and runs/source-seed101, the latter by its seed.
+    source_seeds: tuple[int, ...] = (0,)
     distill: bool = True
     test_split: str = "test"
     max_test_examples: int = 0  # per task; 0 = all
@@ -423,6 +435,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """' Did you mean X?' for the closest of `names`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def check_local(field: str, path: str) -> None:
+    """UserError for the path of a bucket where a local one is needed: only backbones and vocabularies are read from gs://."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", path):
+        raise UserError(
+            f"{field} is '{path}', but must be a local path; copy to and from a bucket with: "
+            "gcloud storage rsync --recursive FROM TO (on a TPU: ./run_tpu.sh copy -- FROM TO)."
+        )
 
 
 def _check(condition: bool, message: str) -> None:

@@ -1,5 +1,6 @@
 """The scores of predictions: each task's own metrics, on the same examples every time."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from mpt_jax.metrics import INVALID
 from mpt_jax.predict import predict_texts
 
 Tree = Any
+
+logger = logging.getLogger("mpt_jax")
 
 
 def main_score(metrics: Mapping[str, float]) -> float:
@@ -89,6 +92,9 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     caches = setup.open_caches(experiment, streams.tasks, data.eval_split, vocabulary)
     labels = setup.open_labels(experiment, streams.tasks, vocabulary)
     numbers = trained.prompt_of(streams.tasks)
+    for task, other in dict.fromkeys((t, trained.tasks[n]) for t, n in zip(streams.tasks, numbers, strict=True) if trained.tasks):
+        if other not in ("", task):
+            logger.warning("warning: %s was not trained on '%s', only on '%s'", trained.source, task, other)
     metrics = evaluate(
         trained.backbone,
         trained.prompt_module,

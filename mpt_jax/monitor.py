@@ -1,4 +1,4 @@
-"""What watches a run: running means and NaN (`Meter`), the best prompt of each group (`Best`), requests to stop (`Interrupt`)."""
+"""What watches a run: running means and NaN (`Meter`), the best so far of each group (`Best`), requests to stop (`Interrupt`)."""
 
 import math
 import signal

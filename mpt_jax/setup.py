@@ -16,7 +16,7 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
-from mpt_jax.data.cache import LabelSet, TokenCache, open_task
+from mpt_jax.data.cache import LabelSet, TokenCache, open_task, require_splits
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import logical_axes
@@ -72,6 +72,12 @@ def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
     return vocabulary
 
 
+def check_splits(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary, *more: str) -> None:
+    """That the tasks have every split that training and validation, and `more`, need. UserError for one that is missing."""
+    splits = [experiment.data.train_split, *([experiment.data.eval_split] if experiment.train.eval_period else []), *more]
+    require_splits(experiment.data, tasks, splits, vocabulary)
+
+
 def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary, mesh: Mesh) -> sampling.Loader:
     """The training batches: a pure function of (seed, step), with rows that the mesh can share."""
     caches = open_caches(experiment, streams.tasks, experiment.data.train_split, vocabulary)
@@ -112,7 +118,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     """The caches to validate on; [] where `TrainConfig.eval_period` is 0.
 
     Raises:
-        UserError: a task has no such split, or no metric to choose the best prompt by.
+        UserError: a task has no such split, or no metric to choose the best state by.
     """
     if not experiment.train.eval_period:
         return []
@@ -120,7 +126,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     for cache in caches:
         if not cache.has_metrics:
             raise UserError(
-                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take the last state."
+                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take what was trained last."
             )
     return caches
 
@@ -240,6 +246,11 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
         folder = _finished_folder(experiment)
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
+        elif RunFolder(experiment.train.model_dir).finished() is not None:  # not the untuned backbone in its stead
+            raise UserError(
+                f"The run in MODEL_DIR {folder} has no model any more; a study keeps the weights of model tuning only with "
+                "PipelineConfig.keep_models=True, so train it again."
+            )
         return Trained(load_backbone(config, mesh=mesh), None, {}, {}, config.checkpoint)
     path = find_prompts(experiment)
     params, meta = load_prompts(path)

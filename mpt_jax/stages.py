@@ -262,7 +262,8 @@ def _source_runs(cfg: PipelineConfig, base: Experiment) -> tuple[Run, ...]:
 
 
 def _source_folder(cfg: PipelineConfig, kind: str, seed: int) -> str:
-    return _folder(cfg, f"{kind}-seed{seed}" if seed else kind)
+    """Called by the seed that its runs record; that of RANDOM_SEED itself is called by its kind alone."""
+    return _folder(cfg, f"{kind}-seed{cfg.base.data.seed + seed}" if seed else kind)
 
 
 def _parts(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]) -> list[tuple[Run, ...]]:

@@ -73,9 +73,12 @@ class FolderSource(features.RowsSource):
     def splits(self) -> tuple[str, ...]:
         names = tuple(name for name in SPLITS if reading.file_of(self.task, name).is_file())
         if not names:
+            folder = reading.file_of(self.task, "train").parent
+            missing = next(
+                (f"folder {path}" for path in (folder.parent, folder) if not path.is_dir()), f"{folder}/train.jsonl or .tsv"
+            )
             raise UserError(
-                f"There is no {reading.file_of(self.task, 'train')} and no train.tsv; put the task's files there, or correct "
-                f"{reading.VARIABLE} or the name."
+                f"There is no {missing}; put the files of the task there, or correct {reading.VARIABLE} or the task's name."
             )
         return (*names, "test") if names == ("train", "validation") else names
 
@@ -115,7 +118,10 @@ def split_rows(task: str, columns: reading.Columns, split: str) -> list[features
     part = splits.Part(split)
     if not reading.file_of(task, "test").is_file() and reading.file_of(task, "validation").is_file():
         train = reading.read_rows(reading.file_of(task, "train"), columns, hint=NO_FORMAT)
-        part = (splits.halved() if len(train) < splits.SMALL_TRAIN else splits.held_out())[split]
+        small = len(train) < splits.SMALL_TRAIN
+        part = (splits.halved() if small else splits.held_out())[split]
+        told = "the validation file is halved" if small else f"{splits.HELD_OUT:,} training rows are held out for validation"
+        logger.info("%s: %s, as there is no test file", reading.file_of(task, "train").parent, told)
     path = reading.file_of(task, part.official)
     rows = reading.read_rows(path, columns, hint=NO_FORMAT)
     return reading.answered([rows[i] for i in splits.chosen(part, len(rows))], path)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mpt_jax.data.records import read_records
+from mpt_jax.data.records import read_records, shorten
 from mpt_jax.errors import UserError
 from tasks import features
 
@@ -84,7 +84,8 @@ def read_rows(path: Path, columns: Columns, aliases: Mapping[str, str] | None = 
         missing = [name for name in columns if name not in record and name not in OPTIONAL]
         if missing:
             raise UserError(
-                f"{place}: no field '{missing[0]}' (it has {', '.join(given)}); this task needs {', '.join(columns)}{hint}."
+                f"{place}: no field '{missing[0]}' (it has {shorten(', '.join(given))}); "
+                f"this task needs {', '.join(columns)}{hint}."
             )
         values = {name: record[name] if name in record else OPTIONAL[name](number) for name in columns}
         rows.append({name: _value(value, columns[name], name, place) for name, value in values.items()})
@@ -118,7 +119,7 @@ def _value(value: Any, kind: Any, name: str, place: str) -> Any:
     else:
         wanted, converted = f"an object with {' and '.join(kind)}", None
     if converted is None:
-        shown = json.dumps(value, ensure_ascii=False)[:80]
+        shown = shorten(json.dumps(value, ensure_ascii=False))
         raise UserError(f"{place}: '{name}' must be {wanted}, not {shown}; correct the line.")
     return converted
 

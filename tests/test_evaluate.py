@@ -195,3 +195,12 @@ def test_command_mistakes(folder, backbone, bank):
         run_evaluate(tiny.experiment(folder, "two", tasks=("tiny_animal",)))
     with pytest.raises(UserError, match=r"has 4 tokens but PromptConfig\.max_length is 3"):
         run_evaluate(tiny.experiment(folder, "two", prompt={"length": 3, "max_length": 3}))
+
+
+def test_a_prompt_of_another_task_is_told(folder, caplog):
+    prompt = {"prompt": np.zeros((1, 4, tiny.CONFIG.d_model), np.float32)}
+    path = save_prompts(folder / "other" / "prompts.safetensors", prompt, {"tasks": ["tiny_mood"]})
+    for task, told in (("tiny_mood", False), ("tiny_colour", True)):
+        caplog.clear()
+        run_evaluate(tiny.experiment(folder, "other", tasks=(task,), train={"max_eval_examples": 2}))
+        assert (f"{path} was not trained on '{task}', only on 'tiny_mood'" in caplog.text) == told

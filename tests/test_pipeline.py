@@ -11,11 +11,12 @@ import pytest
 import study
 import tiny
 
-from mpt_jax import setup, stages, transfer
+from mpt_jax import cli, setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
-from mpt_jax.pipeline import numbers_trained, reference_of, reference_scores, run_pipeline
+from mpt_jax.gin_bindings import parse
+from mpt_jax.pipeline import Clock, numbers_trained, reference_of, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
 from mpt_jax.studies import results
@@ -140,6 +141,19 @@ def test_target_seeds_start_from_the_source_trainings_in_turn():
     assert len(prompt_tuning) == 1 and not prompt_tuning[0].start
     names = [name for stage in plan for name in stage.run_ids]
     assert len(names) == len(set(names))
+
+
+def test_source_trainings_are_called_by_the_seed_that_they_record(capsys):
+    cfg = study.pipeline(Path("f"), **FEW, source_seeds=(0, 5))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"seed": 100}))
+    plan = stages.plan(cfg)
+    sources = [stage for stage in plan if stage.kind == "source"]
+    assert [(stage.folder.name, stage.runs[0].seed) for stage in sources] == [("source", 100), ("source-seed105", 105)]
+    clock = Clock(plan, plan)
+    for stage in sources:
+        clock.begin(stage)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "MPT source training (seed 100)" in first and "MPT source training (seed 105)" in second
 
 
 def test_results_from_another_source_training_are_refused():
@@ -272,6 +286,23 @@ def test_mpt_starts_from_the_source_run_and_spot_from_its_choice(finished):
     assert config["prompt"]["init_file"] == str(finished / "runs" / "source" / "prompts.safetensors")
 
 
+def test_each_run_can_be_used_by_its_config_gin(finished, config, tmp_path):
+    for stage in stages.plan(config):
+        assert parse([str(stage.folder / "config.gin")]).experiment() == stage.experiment
+    (tmp_path / "in.jsonl").write_text('{"task": "tiny_animal", "inputs": "the cat"}\n')
+    files = {"InferConfig.input_file": tmp_path / "in.jsonl", "InferConfig.output_file": tmp_path / "out.jsonl"}
+    files |= {"ExportConfig.output": tmp_path / "prompts.safetensors"}
+    run = f"--gin_file={finished}/runs/few_shot-k2-mpt/config.gin"
+    for command in ("infer", "export"):
+        assert cli.main([command, run, *(f"--gin.{name}={value}" for name, value in files.items())]) == 0
+    assert "prediction" in (tmp_path / "out.jsonl").read_text()
+    assert load_prompts(tmp_path / "prompts.safetensors")[1]["tasks"] == ["tiny_mood"] * 2 + ["tiny_animal"] * 2
+    tuned = f"--gin_file={finished}/runs/few_shot-k2-model_tuning-tiny_mood-seed0/config.gin"
+    experiment = parse([tuned.partition("=")[2]]).experiment()
+    with pytest.raises(UserError, match="PipelineConfig.keep_models"):
+        run_evaluate(experiment)
+
+
 def test_tuned_models_are_dropped_once_scored(finished):
     assert not list((finished / "runs").glob("*model_tuning*/model"))
     assert list((finished / "runs").glob("*model_tuning*/metrics.jsonl"))
@@ -368,6 +399,14 @@ def test_a_misspelt_target_is_told_before_training(folder, config):
     with pytest.raises(UserError, match=r"Did you mean 'tiny_mood'\? .*PipelineConfig\.sources or PipelineConfig\.targets"):
         run_pipeline(wrong)
     assert not (folder / "misspelt" / "runs").exists()
+
+
+def test_a_missing_test_split_is_told_before_any_cache_is_built(folder):
+    cfg = study.pipeline(folder, "no_test", **FEW, targets=("tiny_mood", "tiny_word"))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"cache_dir": str(folder / "no_cache_yet")}))
+    with pytest.raises(UserError, match="'tiny_word' has no split 'validation'"):
+        run_pipeline(cfg)
+    assert not (folder / "no_cache_yet" / "tiny_mood").exists()
 
 
 def test_a_study_may_rank(folder):

@@ -185,6 +185,8 @@ BAD = {
     "half a character": (r'{"inputs": "a\ud83d", "targets": "b"}', r"train.jsonl, line 3: not JSON .*surrogates not allowed"),
     "not an object": ("[1, 2]", r"train.jsonl, line 3: a JSON object is needed, not \[1, 2\]"),
     "a missing field": ({"inputs": "a", "answer": "b"}, r"line 3: no field 'targets' \(it has inputs, answer\)"),
+    "many fields": (dict.fromkeys(map(str, range(90)), "a"), r"line 3: no field 'inputs' \(it has .{80}\); this task needs"),
+    "a long value": ({"inputs": ["x" * 90], "targets": "b"}, r"line 3: 'inputs' must be text, not .{80}; correct the line"),
     "a list for text": ({"inputs": ["a"], "targets": "b"}, r"line 3: 'inputs' must be text, not \[\"a\"\]"),
     "null": ({"inputs": "a", "targets": None}, r"line 3: 'targets' must be text that is not empty, not null"),
     "true": ({"inputs": "a", "targets": True}, r"line 3: 'targets' must be text that is not empty, not true"),
@@ -322,6 +324,15 @@ def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
         open_task(data, "files_mine_lonely", "validation", vocabulary)
     with pytest.raises(UserError, match="Did you mean 'files_mine_lonely'"):
         open_task(data, "files_mine_loneyl", "train", vocabulary)
+    with pytest.raises(UserError, match=rf"There is no {folder}/q/train\.jsonl .* There are files_.*mine_lonely") as caught:
+        open_task(data, "files_q", "train", vocabulary)
+    held = re.search(r"There are (files_[^.]*)\.", str(caught.value))[1].split(", ")
+    assert all(list(folder.glob(f"{task.removeprefix('files_')}/train.*")) for task in held)
+    monkeypatch.setenv("MPT_JAX_DATA", f"{folder}/nowhere")
+    for task in ("files_q", "files_rte"):  # one that is not registered, and a well-known name
+        with pytest.raises(UserError, match=f"folder {folder}/nowhere"):
+            open_task(data, task, "train", vocabulary)
+    monkeypatch.setenv("MPT_JAX_DATA", str(folder))
     (folder / "mine_lonely" / "train.jsonl").write_text("\n")
     with pytest.raises(UserError, match="has no rows"):
         open_task(data, "files_mine_lonely", "train", vocabulary)

@@ -33,21 +33,34 @@ class RunFolder:
         """Make the folder and write config.json, after comparing it with that of the run that lies here already.
 
         Raises:
-            UserError: the folder cannot be made or written, or holds another run; names the first field that differs.
+            UserError: the folder cannot be made or written, holds a study, or another run; names the first field that differs.
         """
+        if self.is_study():
+            raise UserError(
+                f"MODEL_DIR {self.path} holds a study, whose files a single run would write over; give another MODEL_DIR, or "
+                "continue the study with `pipeline`."
+            )
         path = self.path / "config.json"
         new = json.loads(json.dumps(to_dict(experiment)))
         if path.exists() and self.has_progress():
-            try:
-                old = json.loads(path.read_text())
-            except ValueError:
-                old = {}
-            for name, before, after in differences(old, new, FREE_IN_A_RUN):
+            for name, before, after in differences(self._config(), new, FREE_IN_A_RUN):
                 raise UserError(
                     f"MODEL_DIR {self.path} holds a run with {name}={before!r}, but now it is {after!r}; "
                     "give the old value to continue that run, or another MODEL_DIR."
                 )
         self.write("config.json", new)
+
+    def is_study(self) -> bool:
+        """Whether `pipeline` has begun a study here."""
+        return (self.path / "results.jsonl").exists() or "base" in self._config()
+
+    def _config(self) -> dict[str, Any]:
+        """config.json, {} where there is none that can be read."""
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return config if isinstance(config, dict) else {}
 
     def has_progress(self) -> bool:
         """Whether a run has left a checkpoint or its result here."""

@@ -31,13 +31,7 @@ logger = logging.getLogger("mpt_jax")
 
 def build_task(data: DataConfig, task_name: str, split: str, vocabulary: Vocabulary, folder: Path) -> None:
     """Runs the seqio task and installs its cache as `folder/<variant>`; examples go to the disk as they come."""
-    task = find_task(data.task_modules, task_name)
-    splits = task.source.splits
-    if split not in splits:
-        raise UserError(
-            f"Task '{task_name}' has no split '{split}' (it has {', '.join(splits) or 'none'}); give the task that split, or set "
-            "DataConfig.train_split, DataConfig.eval_split or PipelineConfig.test_split to one that it has."
-        )
+    task = check_split(data, task_name, split)
     logger.info("building the token cache of %s/%s", task_name, split)
     started = time.monotonic()
     depends = _depends(data, task, split)
@@ -51,6 +45,18 @@ def build_task(data: DataConfig, task_name: str, split: str, vocabulary: Vocabul
             raise UserError(f"Task '{task_name}' has no examples in its split '{split}'; check its data.")
         install(temporary, folder / fingerprint.digest(json.dumps(_identity(depends), sort_keys=True)), depends["environment"])
     logger.info("%s/%s: %s examples in %.0f s", task_name, split, f"{meta['examples']:,}", time.monotonic() - started)
+
+
+def check_split(data: DataConfig, task_name: str, split: str) -> Any:
+    """The seqio task. UserError when there is none, or it has no such split."""
+    task = find_task(data.task_modules, task_name)
+    splits = task.source.splits
+    if split not in splits:
+        raise UserError(
+            f"Task '{task_name}' has no split '{split}' (it has {', '.join(splits) or 'none'}); give the task that split, or set "
+            "DataConfig.train_split, DataConfig.eval_split or PipelineConfig.test_split to one that it has."
+        )
+    return task
 
 
 def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, float]]:

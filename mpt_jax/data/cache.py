@@ -9,10 +9,11 @@ task, data files, environment variables). Opening checks both without importing 
 """
 
 import importlib
+import itertools
 import json
 import logging
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,9 +41,7 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
     Raises:
       UserError: unknown task (with the nearest name), missing split, bad data file, unwritable cache folder.
     """
-    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
-    key = fingerprint.digest(str(FORMAT), json.dumps(asked))
-    folder = cache_root(data) / task / f"{split}-{key}"
+    folder = _folder_of(data, task, split, vocabulary)
     cache = _open_fresh(folder, data, vocabulary)
     if cache is None:
         from mpt_jax.data import build  # loads TensorFlow
@@ -58,6 +57,27 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
         if cut:
             logger.warning("%s/%s: %s of %s examples were cut to the length", task, split, what, f"{len(cache):,}")
     return cache
+
+
+def require_splits(data: DataConfig, tasks: Iterable[str], splits: Iterable[str], vocabulary: Vocabulary) -> None:
+    """That each task has each split, before the first of their caches is built, which may take long.
+
+    Raises:
+      UserError: as `open_task` for an unknown task and a missing split.
+    """
+    pairs = itertools.product(dict.fromkeys(tasks), dict.fromkeys(splits))
+    missing = [pair for pair in pairs if _open_fresh(_folder_of(data, *pair, vocabulary), data, vocabulary) is None]
+    if missing:
+        from mpt_jax.data import build  # loads TensorFlow
+
+        for task, split in missing:
+            build.check_split(data, task, split)
+
+
+def _folder_of(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -> Path:
+    """The folder of a cache's variants."""
+    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
+    return cache_root(data) / task / f"{split}-{fingerprint.digest(str(FORMAT), json.dumps(asked))}"
 
 
 def mixture_tasks(data: DataConfig, name: str) -> list[tuple[str, float]]:

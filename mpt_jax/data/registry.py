@@ -6,7 +6,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from mpt_jax.config import nearest
 from mpt_jax.errors import UserError
+
+FILES = "files_"  # how the names of tasks from $MPT_JAX_DATA begin
 
 
 class Entry(NamedTuple):
@@ -132,14 +135,29 @@ def find_task(modules: tuple[str, ...], name: str) -> Any:
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
-    hint = nearest(name, names)
-    if name.startswith("files_") and not os.environ.get("MPT_JAX_DATA"):
-        hint = " The environment variable MPT_JAX_DATA, which names the folder of such tasks, is not set."
+    hint = _hint_to_files(name, names) if name.startswith(FILES) else nearest(name, names)
     raise UserError(
         f"No seqio task or mixture '{name}' is registered by {', '.join(modules) or 'this program'}.{hint} "
         "Correct DataConfig.mixture (MIXTURE_OR_TASK_NAME) or, in a study, PipelineConfig.sources or PipelineConfig.targets; "
         "or add the module that registers it to DataConfig.task_modules."
     )
+
+
+def _hint_to_files(name: str, names: Sequence[str]) -> str:
+    """Where the data of a task from files was looked for, and the nearest task that has some."""
+    value = os.environ.get("MPT_JAX_DATA")
+    if not value:
+        return " The environment variable MPT_JAX_DATA, which names the folder of such tasks, is not set."
+    folder, task = Path(value).expanduser(), name.removeprefix(FILES)
+    if not folder.is_dir():
+        return f" The folder {folder}, which MPT_JAX_DATA names, does not exist."
+    if formats := [one for one in names if one.startswith(f"{task}_")]:
+        return f" A folder of this name is read by {' and '.join(formats)}."
+    held = [one.removeprefix(FILES) for one in names if one.startswith(FILES)]
+    held = [one for one in held if list(folder.glob(f"{one}/train.*"))]
+    close = nearest(task, held).replace("'", f"'{FILES}", 1)  # compared without the prefix, which makes all alike
+    there = f" There are {', '.join(FILES + one for one in held)}." if held else f" {folder} holds no task of one's own."
+    return f" There is no {folder / task / 'train.jsonl'} and no train.tsv.{close or there}"
 
 
 def scoring_functions(modules: tuple[str, ...], name: str) -> tuple[Any, list[Any], Any]:
