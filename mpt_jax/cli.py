@@ -103,6 +103,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--vocabulary", default="", metavar="FILE", help="SentencePiece file or 'bytes' (import and export SRC DST only)"
     )
+    parser.add_argument(
+        "--topology", default="", metavar="NAME", help="devices that plan is for: v5e:2x4, v4:2x2x2, h100:8 … (plan only)"
+    )
     parser.add_argument("--version", action="version", version=f"mpt_jax {__version__}")
     parser.epilog = f"commands:\n  {commands.replace(chr(10), chr(10) + '  ')}\n\n{EPILOG}"
     if not argv:
@@ -210,6 +213,19 @@ def _pipeline(arguments: argparse.Namespace) -> None:
     _say_where_the_report_is(run_pipeline(config))
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    if not arguments.topology:
+        raise UserError("plan needs the devices that it is for: --topology=v5e:2x4, v4:2x2x2, h100:8 …")
+    parsed = _configuration(arguments)
+    for macro in ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"):
+        parsed.fill(macro, "none")  # nothing is read or written
+    experiment = parsed.experiment()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on a device, and looking for one takes time
+    from mpt_jax.plan import describe, make_plan
+
+    print(describe(make_plan(experiment, arguments.topology)))
+
+
 def _report(arguments: argparse.Namespace) -> None:
     """The folder is --model_dir, else MODEL_DIR of the flags, else that of the gin files."""
     flags = dict(binding.partition("=")[::2] for binding in arguments.bindings)
@@ -274,6 +290,7 @@ COMMANDS = {
     "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that loads fast and is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
+    "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),
 }

@@ -286,9 +286,19 @@ class DecodeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartitionConfig:
-    """The mesh: `num_partitions` devices hold one model together; the rest of the devices split the batch."""
+    """The mesh data × fsdp × model: all devices share the batch, but those along "model" compute an example together.
 
-    num_partitions: int = 1
+    `num_partitions` cuts every layer's computation (tensor parallelism: results are summed over the link in every layer);
+    `fsdp` only cuts where the weights lie, and each layer's are fetched whole before it is computed (T5X's
+    `parameter_partitioning_dims=2`; the batch must be large enough to be shared). All devices that are left go to "data".
+    """
+
+    num_partitions: int = 1  # size of "model"; 0 = the fewest with which the estimate of `memory.py` fits the devices' memory
+    fsdp: int = 1
+
+    def validate(self) -> None:
+        _check(self.num_partitions >= 0, f"PartitionConfig.num_partitions must not be negative, not {self.num_partitions}")
+        _check(self.fsdp > 0, f"PartitionConfig.fsdp must be positive, not {self.fsdp}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +347,7 @@ class Experiment:
 
     def validate(self) -> None:
         self.backbone.architecture.validate()
-        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
+        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.partition, self.export):
             part.validate()
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),

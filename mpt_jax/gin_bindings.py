@@ -18,7 +18,7 @@ from gin import config_parser
 import mpt_jax
 from mpt_jax.config import Experiment, PipelineConfig, nearest
 from mpt_jax.errors import UserError
-from mpt_jax.resolve import CLASSES, DEFAULT, Bindings, Instance, Macro, Reference, Resolved, Setting
+from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Macro, Reference, Resolved, Setting
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
 _PACKAGE = Path(mpt_jax.__file__).parent
@@ -65,6 +65,12 @@ class Parsed:
     def pipeline(self) -> PipelineConfig:
         config: PipelineConfig = self.resolve(PipelineConfig).config
         return config
+
+    def fill(self, macro: str, value: Any) -> None:
+        """Gives a macro a value where it is still required, for a command that has no use for it."""
+        bound = self.bindings.macros.get(macro)
+        if bound is not None and isinstance(bound.value, Macro) and bound.value.name in REQUIRED:
+            self.bindings.macros[macro] = bound._replace(value=value)
 
     def provenance(self, root: type | None = None) -> dict[str, Setting]:
         """Dotted path of each field → (value, "file:line (MACRO)", "--gin.NAME" or "default", owner)."""

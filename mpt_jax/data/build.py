@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import socket
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import function_spec, lengths_of
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.quiet import silent_stderr
 
 MAX_CLASSES = 32  # a task with at most so many different targets, each recurring, is a classification
 BATCH = 512
@@ -77,7 +77,7 @@ def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, 
 
 def import_task_modules(modules: tuple[str, ...]) -> None:
     """Imports the modules that register tasks, keeping TensorFlow away from accelerators."""
-    with _silent_stderr():
+    with silent_stderr():
         import seqio
         import tensorflow as tf
 
@@ -97,22 +97,6 @@ def import_task_modules(modules: tuple[str, ...]) -> None:
             raise UserError(
                 f"DataConfig.task_modules names '{module}', which cannot be imported ({error}); run from its folder."
             ) from None
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drops what native code writes to standard error: TensorFlow's start-up lines heed no log level. Exceptions pass."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def find_task(modules: tuple[str, ...], name: str) -> Any:
