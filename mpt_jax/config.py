@@ -41,7 +41,7 @@ class T5Config:
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # T5X fine-tunes with 0.1
     dtype: str = "float32"  # of activations; norms, softmax and logits are always float32
-    param_dtype: str = "float32"  # of the weights in memory
+    param_dtype: str = "float32"  # of the weights in memory; "int8" for the kernels of a frozen model, a byte and a scale each
     remat: str = "none"  # "none", "full" (store only each layer's input) or "dots" (also keep matrix products)
 
     def validate(self) -> None:
@@ -49,7 +49,7 @@ class T5Config:
             _check(getattr(self, name) > 0, f"T5Config.{name} must be positive, not {getattr(self, name)}")
         _choice("T5Config.activation", self.activation, ("gated-gelu", "relu"))
         _choice("T5Config.dtype", self.dtype, DTYPES)
-        _choice("T5Config.param_dtype", self.param_dtype, DTYPES)
+        _choice("T5Config.param_dtype", self.param_dtype, (*DTYPES, "int8"))
         _choice("T5Config.remat", self.remat, ("none", "full", "dots"))
         _check(0 <= self.dropout_rate < 1, f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate}")
 
@@ -349,6 +349,14 @@ class Experiment:
         self.backbone.architecture.validate()
         for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.partition, self.export):
             part.validate()
+        _check(
+            not (self.prompt.method == "none" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but PromptConfig.method='none' trains the weights; set it to 'float32'",
+        )
+        _check(
+            not (self.backbone.checkpoint == "scratch" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but BackboneConfig.checkpoint='scratch' draws weights to train; set it to 'float32'",
+        )
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
