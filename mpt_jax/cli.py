@@ -226,6 +226,16 @@ def _plan(arguments: argparse.Namespace) -> None:
     print(describe(make_plan(experiment, arguments.topology)))
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    parsed = _configuration(arguments)
+    for macro in ("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"):
+        parsed.fill(macro, "none")  # nothing is read; one file is written, BenchConfig.output_file
+    experiment = parsed.experiment()
+    from mpt_jax.bench import run_bench
+
+    run_bench(experiment)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     """The folder is --model_dir, else MODEL_DIR of the flags, else that of the gin files."""
     flags = dict(binding.partition("=")[::2] for binding in arguments.bindings)
@@ -291,6 +301,7 @@ COMMANDS = {
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),
+    "bench": _Command(_bench, "speed of training and decoding on the devices that are here, with random weights and tokens"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),
 }

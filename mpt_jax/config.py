@@ -331,6 +331,19 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What the `bench` command measures, on random tokens that fill every input and target."""
+
+    steps: int = 20  # timed, of training and of decoding, after those that compile and warm up
+    warmup_steps: int = 3
+    output_file: str = ""  # JSON; "" = print only
+
+    def validate(self) -> None:
+        for name in ("steps", "warmup_steps"):
+            _check(getattr(self, name) > 0, f"BenchConfig.{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run, or the evaluation of one."""
 
@@ -344,10 +357,21 @@ class Experiment:
     partition: PartitionConfig = PartitionConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
 
     def validate(self) -> None:
         self.backbone.architecture.validate()
-        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.partition, self.export):
+        for part in (
+            self.data,
+            self.train,
+            self.prompt,
+            self.loss,
+            self.optimizer,
+            self.decode,
+            self.partition,
+            self.export,
+            self.bench,
+        ):
             part.validate()
         _check(
             not (self.prompt.method == "none" and self.backbone.architecture.param_dtype == "int8"),

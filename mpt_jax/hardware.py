@@ -78,3 +78,24 @@ def find_slice(name: str) -> Slice:
     for part in parts:
         count *= int(part)
     return Slice((TPUS | GPUS)[kind], count, f"{kind}:{shape}" if kind in TPUS else "")
+
+
+# What JAX calls a device (`device_kind`), in lower case, begins with …
+_KINDS = {
+    "tpu v4": "v4",
+    "tpu v5 lite": "v5e",
+    "tpu v5": "v5p",
+    "tpu v6": "v6e",
+    "nvidia l4": "l4",
+    "nvidia a100-sxm4-40": "a100-40gb",
+    "nvidia a100": "a100",
+    "nvidia h100": "h100",
+    "nvidia h200": "h200",
+    "nvidia b200": "b200",
+}
+
+
+def device_of(kind: str) -> Device | None:
+    """The device that JAX names so; None for one that is not in the tables (a CPU)."""
+    names = sorted((name for name in _KINDS if kind.lower().startswith(name)), key=len)
+    return (TPUS | GPUS)[_KINDS[names[-1]]] if names else None

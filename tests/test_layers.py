@@ -14,7 +14,7 @@ LEVELS = {
     1: "models prompts losses decoding metrics costs collectives",
     2: "prompts.arrays prompts.peft prompts.files prompts.init prompted_t5 distill optim partitioning data",
     3: "train_state checkpoint",
-    4: "setup monitor predict train evaluate infer export convert memory plan",
+    4: "setup monitor predict train evaluate infer export convert memory plan bench",
     5: "stages transfer pipeline studies",
     6: "resolve gin_bindings cli __main__",
 }
