@@ -169,8 +169,9 @@ def _circumstances(experiment: Experiment, programs: Programs) -> dict[str, Any]
 def _line(name: str, result: dict[str, Any]) -> str:
     times = [1e3 * result[key] for key in ("step_seconds", "step_seconds_p50", "step_seconds_p10", "step_seconds_p90")]
     mfu = f" ({result['mfu']:.1%} of the peak)" if result["mfu"] is not None else ""
+    rate = result["flops"] / result["step_seconds"] / 1e12
     return (
-        f"{name}: {result['examples_per_second']:.1f} examples/s, {result['flops'] / result['step_seconds'] / 1e12:.3f} TFLOP/s{mfu}; "
+        f"{name}: {result['examples_per_second']:.1f} examples/s, {rate:.3f} TFLOP/s{mfu}; "
         f"a step {times[0]:.1f} ms, waited for {times[1]:.1f} ({times[2]:.1f} to {times[3]:.1f}, the middle 80 %), "
         f"the first {result['first_step_seconds']:.1f} s"
     )
