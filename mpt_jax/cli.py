@@ -88,6 +88,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--gin_search_paths", action="append", default=[])
     parser.add_argument("--model_dir", default="")
     parser.add_argument("--vocabulary", default="")
+    parser.add_argument("--topology", default="")
     parser.add_argument("--changed", action="store_true")
     arguments = parser.parse_args([item for item in argv if not item.startswith("--gin.")])
     arguments.help |= not argv
@@ -105,6 +106,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--model_dir is for report; give {name} --gin.MODEL_DIR={arguments.model_dir}.")
     for flag, given, users in (
         ("--vocabulary", arguments.vocabulary, ("import", "export")),
+        ("--topology", arguments.topology, ("plan",)),
         ("--changed", arguments.changed, ("show",)),
     ):
         if given and name not in users:
@@ -202,6 +204,27 @@ def _pipeline(arguments: argparse.Namespace) -> None:
     _say_where_the_report_is(run_pipeline(config))
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    if not arguments.topology:
+        raise UserError("plan needs the devices that it is for: --topology=v5e:2x4, v4:2x2x2, h100:8 …")
+    parsed = _configuration(arguments)
+    parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or written
+    experiment = parsed.experiment()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on a device, and looking for one takes time
+    from mpt_jax.plan import describe, make_plan
+
+    print(describe(make_plan(experiment, arguments.topology)))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    parsed = _configuration(arguments)
+    parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or trained
+    experiment = parsed.experiment()
+    from mpt_jax.bench import run_bench
+
+    run_bench(experiment)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     """The folder is --model_dir, else MODEL_DIR of the flags, else that of the gin files."""
     flags = dict(binding.partition("=")[::2] for binding in arguments.bindings)
@@ -289,6 +312,8 @@ COMMANDS = {
     "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that loads fast and is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
+    "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),
+    "bench": _Command(_bench, "speed of training and decoding on the devices that are here, with random weights and tokens"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
     "tasks": _Command(_tasks, "[NAME]: lists the tasks; or one task's examples, lengths, labels and metrics"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),

@@ -41,7 +41,7 @@ class T5Config:
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # T5X fine-tunes with 0.1
     dtype: str = "float32"  # of activations; norms, softmax and logits are always float32
-    param_dtype: str = "float32"  # of the weights in memory
+    param_dtype: str = "float32"  # of the weights in memory; "int8" for the kernels of a frozen model, a byte and a scale each
     remat: str = "none"  # "none", "full" (store only each layer's input) or "dots" (also keep matrix products)
 
     def validate(self) -> None:
@@ -49,7 +49,7 @@ class T5Config:
             _check(getattr(self, name) > 0, f"T5Config.{name} must be positive, not {getattr(self, name)}")
         _choice("T5Config.activation", self.activation, ("gated-gelu", "relu"))
         _choice("T5Config.dtype", self.dtype, DTYPES)
-        _choice("T5Config.param_dtype", self.param_dtype, DTYPES)
+        _choice("T5Config.param_dtype", self.param_dtype, (*DTYPES, "int8"))
         _choice("T5Config.remat", self.remat, ("none", "full", "dots"))
         _check(0 <= self.dropout_rate < 1, f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate}")
 
@@ -307,9 +307,19 @@ class DecodeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartitionConfig:
-    """The mesh: `num_partitions` devices hold one model together; the rest of the devices split the batch."""
+    """The mesh data × fsdp × model: all devices share the batch, but those along "model" compute an example together.
 
-    num_partitions: int = 1
+    `num_partitions` cuts every layer's computation (tensor parallelism: results are summed over the link in every layer);
+    `fsdp` only cuts where the weights lie, and each layer's are fetched whole before it is computed (T5X's
+    `parameter_partitioning_dims=2`; the batch must be large enough to be shared). All devices that are left go to "data".
+    """
+
+    num_partitions: int = 1  # size of "model"; 0 = the fewest with which the estimate of `memory.py` fits the devices' memory
+    fsdp: int = 1
+
+    def validate(self) -> None:
+        _check(self.num_partitions >= 0, f"PartitionConfig.num_partitions must not be negative, not {self.num_partitions}")
+        _check(self.fsdp > 0, f"PartitionConfig.fsdp must be positive, not {self.fsdp}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,6 +352,19 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What the `bench` command measures, on random tokens that fill every input and target."""
+
+    steps: int = 20  # timed, of training and of decoding, after those that compile and warm up
+    warmup_steps: int = 3
+    output_file: str = ""  # JSON; "" = print only
+
+    def validate(self) -> None:
+        for name in ("steps", "warmup_steps"):
+            _check(getattr(self, name) > 0, f"BenchConfig.{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run, or the evaluation of one."""
 
@@ -355,10 +378,21 @@ class Experiment:
     partition: PartitionConfig = PartitionConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
 
     def validate(self) -> None:
         self.backbone.architecture.validate()
-        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
+        for part in (
+            self.data,
+            self.train,
+            self.prompt,
+            self.loss,
+            self.optimizer,
+            self.decode,
+            self.partition,
+            self.export,
+            self.bench,
+        ):
             part.validate()
         for field, path in {
             "TrainConfig.model_dir (MODEL_DIR)": self.train.model_dir,
@@ -370,6 +404,14 @@ class Experiment:
             "ExportConfig.output": self.export.output,
         }.items():
             check_local(field, path)
+        _check(
+            not (self.prompt.method == "none" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but PromptConfig.method='none' trains the weights; set it to 'float32'",
+        )
+        _check(
+            not (self.backbone.checkpoint == "scratch" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but BackboneConfig.checkpoint='scratch' draws weights to train; set it to 'float32'",
+        )
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",

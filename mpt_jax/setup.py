@@ -1,6 +1,7 @@
 """What a run is made of, found from its configuration: streams, data, backbone on its devices, trainable start, teachers."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from mpt_jax.data import fingerprint, sampling
 from mpt_jax.data.cache import LabelSet, TokenCache, open_task, require_splits
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.memory import choose_partitions
 from mpt_jax.models.t5 import logical_axes
-from mpt_jax.partitioning import make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_ways, make_mesh, replicated, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
@@ -85,7 +87,7 @@ def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary
         sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
         for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
     ]
-    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, mesh.shape["data"])
+    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, batch_ways(mesh))
 
 
 def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:
@@ -307,5 +309,14 @@ def export_model(folder: Path, backbone: Backbone, params: Tree) -> Path:
 
 
 def mesh_of(experiment: Experiment) -> Mesh:
-    """The mesh that the configuration asks for."""
-    return make_mesh(experiment.partition)
+    """The mesh that the configuration asks for, over all devices of this job.
+
+    Raises:
+        UserError: the devices cannot be arranged so; with `num_partitions` 0, no arrangement has the memory.
+    """
+    partition = experiment.partition
+    if partition.num_partitions == 0:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU tells none
+        chosen = choose_partitions(experiment, find_streams(experiment).groups, jax.devices(), memory)
+        partition = dataclasses.replace(partition, num_partitions=chosen)
+    return make_mesh(partition)

@@ -82,6 +82,24 @@ USAGES = {
         "continues where it was stopped; with more seeds, targets or methods, only what is new is trained.",
         "  python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin --gin.MODEL_DIR=runs/mine",
     ),
+    "plan": Usage(
+        "--topology=NAME --gin_file=FILE … [--gin.NAME=VALUE …]",
+        "Tells, before a machine is rented, what a run needs of it: the memory of a device by kind, whether the run fits and "
+        "what would make it fit, what goes over the links, how long a step and the run take at best and likely. For a TPU slice "
+        "(v4, v5e, v5p, v6e, by its shape in chips) its own compiler, libtpu, compiles the real step; GPUs (l4, a100-40gb, a100, "
+        "h100, h200, b200, and how many) are estimated. No device and no checkpoint is needed; batches are taken as padded.",
+        "  python -m mpt_jax plan --topology=v5e:2x4 --gin_file=gin/backbones/t5_1_1_xxl.gin \\\n"
+        "      --gin_file=gin/methods/prompt_tuning.gin --gin.MIXTURE_OR_TASK_NAME=sketch_sentiment --gin.TRAIN_STEPS=30000 \\\n"
+        "      --gin.PartitionConfig.num_partitions=8",
+    ),
+    "bench": Usage(
+        "--gin_file=FILE … [--gin.NAME=VALUE …]",
+        "Measures training and decoding on the devices that are here, with random weights and tokens: examples per second, a "
+        "step's time and its spread, the share of the peak, the first step with its compilation, peak memory. "
+        "BenchConfig.output_file takes all of it as JSON.",
+        "  python -m mpt_jax bench --gin_file=gin/backbones/t5_1_1_base.gin --gin_file=gin/methods/prompt_tuning.gin \\\n"
+        "      --gin.MIXTURE_OR_TASK_NAME=sketch_sentiment --gin.TRAIN_STEPS=1",
+    ),
     "report": Usage(
         "--model_dir=DIR",
         "Writes report.html, report.md and figures/ of a study again, from its results.jsonl.",
@@ -104,6 +122,7 @@ USAGES = {
 
 FLAGS = {
     "report": "flags:\n  --model_dir=DIR             the study's folder; instead of it, gin flags as of pipeline",
+    "plan": f"{CONFIGURATION}\n\nflags:\n  --topology=NAME             v5e:2x4, v4:2x2x2, h100, h100:8 …",
     "import": f"flags:\n{VOCABULARY}",
     "export": f"{CONFIGURATION}\n\nflags of the second form:\n{VOCABULARY}",
     "show": f"{CONFIGURATION}\n\nflags:\n  --changed                   only the values that differ from their defaults",

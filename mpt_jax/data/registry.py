@@ -5,8 +5,7 @@ import functools
 import importlib
 import inspect
 import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from mpt_jax.config import nearest
 from mpt_jax.errors import UserError
+from mpt_jax.quiet import silent_stderr
 
 FILES = "files_"  # how the names of tasks from $MPT_JAX_DATA begin
 
@@ -89,7 +89,7 @@ def _name_of(metric: Any) -> str:
 
 def import_task_modules(modules: tuple[str, ...]) -> None:
     """Imports the modules that register tasks, keeping TensorFlow away from accelerators."""
-    with _silent_stderr():
+    with silent_stderr():
         import seqio
         import tensorflow as tf
 
@@ -109,22 +109,6 @@ def import_task_modules(modules: tuple[str, ...]) -> None:
             raise UserError(
                 f"DataConfig.task_modules names '{module}', which cannot be imported ({error}); run from its folder."
             ) from None
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Drops what native code writes to standard error: TensorFlow's start-up lines heed no log level. Exceptions pass."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def find_task(modules: tuple[str, ...], name: str) -> Any:

@@ -23,6 +23,7 @@ from mpt_jax.models.layers import (
     Mlp,
     RelativePositionBias,
     RMSNorm,
+    apply_kernel,
     mask_bias,
     relative_buckets,
     split_heads,
@@ -246,12 +247,15 @@ def start_cache(model: T5, params: Params, encoded: jax.Array, max_length: int) 
     attention = params["decoder"]["layers"]["encoder_decoder_attention"]
     source = encoded.astype(config.dtype)
 
-    def project(kernel: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda one: split_heads(jnp.dot(source, one), config.num_heads), kernel.astype(config.dtype))
+    def project(dense: Params) -> jax.Array:
+        def one_layer(one: Params) -> jax.Array:
+            return split_heads(apply_kernel(source, one["kernel"], one.get("kernel_scale")), config.num_heads)
+
+        return jax.lax.map(one_layer, dense)
 
     shape = (config.num_decoder_layers, encoded.shape[0], config.num_heads, max_length, config.d_kv)
     empty = jnp.zeros(shape, config.dtype)
-    key, value = project(attention["key"]["kernel"]), project(attention["value"]["kernel"])
+    key, value = project(attention["key"]), project(attention["value"])
     return Cache(jnp.zeros((), jnp.int32), empty, empty, key, value)
 
 
