@@ -4,13 +4,14 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF mpt_jax]
+usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF run OR copy]
 
 actions, in the order in which they are needed:
   create    ask for the TPU (a queued resource) and wait until it is there
   setup     copy this checkout to it and install its requirements with jax[tpu]
   run       start  python -m mpt_jax ARGUMENTS  on it; the job goes on when this terminal closes
   logs      follow the job's log (Ctrl-C stops looking, not the job)
+  copy      gcloud storage rsync FROM TO  on it, to or from a bucket; both come after --
   stop      end the job; `run` with the same arguments resumes it
   delete    give the TPU back
 
@@ -18,16 +19,22 @@ options (or the environment variable in brackets):
   --name NAME          of the TPU               [TPU_NAME, default mpt-jax]
   --zone ZONE          such as us-west4-a       [TPU_ZONE, required]
   --project PROJECT                             [TPU_PROJECT, default gcloud's own]
-  --type TYPE          up to 8 (one worker)     [TPU_TYPE, default v5litepod-8]
-  --version VERSION    runtime version          [TPU_VERSION, default v2-alpha-tpuv5-lite]
-  --python PYTHON      on the TPU, 3.11 to 3.13 [TPU_PYTHON, default python3]
+  --type TYPE          accelerator type: which chips and how many, at most 8 [TPU_TYPE, default v5litepod-8]
+  --version VERSION    runtime version: the TPU VM's image, which must fit the accelerator type
+                                                [TPU_VERSION, default v2-alpha-tpuv5-lite]
+  --python PYTHON      the interpreter on the TPU VM that `setup` makes .venv with, Python 3.11 to 3.13; this machine's does
+                       not matter               [TPU_PYTHON, default python3]
+  --env NAME=VALUE     for `run`, repeatable: the job's environment, such as MPT_JAX_DATA=/home/me/data or
+                       MPT_JAX_CORPUS=…, folders on the TPU VM; this terminal's environment is not passed on
   --spot               cheaper, may be taken away
   --dry-run            print the commands and run none
+--NAME=VALUE is the same as --NAME VALUE.
 
 example:
   ./run_tpu.sh --zone us-west4-a create && ./run_tpu.sh --zone us-west4-a setup
   ./run_tpu.sh --zone us-west4-a run -- train --gin_file=gin/backbones/t5_1_1_xl.gin --gin_file=gin/methods/prompt_tuning.gin \
-    --gin.INITIAL_CHECKPOINT_PATH=/mnt/t5-xl-lm-adapt --gin.MIXTURE_OR_TASK_NAME=mpt_sources --gin.MODEL_DIR=/mnt/runs/xl
+    --gin.INITIAL_CHECKPOINT_PATH=gs://my-bucket/xl --gin.MIXTURE_OR_TASK_NAME=mpt_sources --gin.MODEL_DIR=runs/xl
+  ./run_tpu.sh --zone us-west4-a copy -- runs/xl gs://my-bucket/runs/xl
 TEXT
 }
 
@@ -45,8 +52,17 @@ python=${TPU_PYTHON:-python3}
 spot=false
 dry_run=false
 action=
+environment=()
 while [ $# -gt 0 ]; do
+  if [[ $1 =~ ^(--(name|zone|project|type|version|python|env))=(.*)$ ]]; then
+    set -- "${BASH_REMATCH[1]}" "${BASH_REMATCH[3]}" "${@:2}"
+  fi
   case $1 in
+    --env)
+      [[ ${2:-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env needs NAME=VALUE; see ./run_tpu.sh --help."
+      environment+=("$2")
+      shift 2
+      ;;
     --name | --zone | --project | --type | --version | --python)
       [ $# -ge 2 ] || fail "$1 needs a value; see ./run_tpu.sh --help."
       printf -v "${1#--}" '%s' "$2"
@@ -58,7 +74,7 @@ while [ $# -gt 0 ]; do
     --) shift; break ;;
     -*) fail "there is no option $1; see ./run_tpu.sh --help." ;;
     *)
-      [ -z "$action" ] || fail "two actions, $action and $1; arguments of mpt_jax come after --."
+      [ -z "$action" ] || fail "two actions, $action and $1; the arguments of an action come after --."
       action=$1
       shift
       ;;
@@ -69,7 +85,8 @@ done
 # A larger slice has several workers, each of which would train alone and write to the same MODEL_DIR.
 [[ $action =~ ^(logs|stop|delete)$ || ! $type =~ -([0-9]+)$ || ${BASH_REMATCH[1]} -le 8 ]] ||
   fail "--type $type has more than one worker, which mpt_jax cannot use together yet; give a type of at most 8, such as v5litepod-8."
-[ "$action" = run ] || [ $# -eq 0 ] || fail "$action takes no arguments of mpt_jax; only run does."
+[[ $action =~ ^(run|copy)$ ]] || [ $# -eq 0 ] || fail "$action takes no arguments; only run and copy do."
+[ "$action" = run ] || [ ${#environment[@]} -eq 0 ] || fail "--env is for run, not for $action."
 $dry_run || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install."
 
 place=(--zone="$zone")
@@ -124,8 +141,10 @@ setup() {
   if ! $dry_run; then trap 'rm -f "$archive"' EXIT; fi
   call tar -czf "$archive" -C "$here" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=__pycache__ .
   call gcloud compute tpus tpu-vm scp "$archive" "$name:mpt_jax.tar.gz" "${place[@]}" --worker=all
+  local check='import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+  local wrong="error: mpt_jax needs Python 3.11, 3.12 or 3.13, which $python on the TPU VM is not; install one there and give it in --python."
   # The code is replaced; the environment and whatever runs left in the folder stay.
-  on_workers all "mkdir -p mpt_jax && cd mpt_jax && rm -rf mpt_jax tasks gin tests && tar -xzf ../mpt_jax.tar.gz && \
+  on_workers all "[ -x mpt_jax/.venv/bin/python ] || $(quoted "$python") -c $(quoted "$check") || { echo $(quoted "$wrong") >&2; exit 2; }; mkdir -p mpt_jax && cd mpt_jax && rm -rf mpt_jax tasks gin tests && tar -xzf ../mpt_jax.tar.gz && \
     { [ -x .venv/bin/python ] || $(quoted "$python") -m venv .venv; } && .venv/bin/python -m pip install --quiet \
     -r requirements.txt \"\$(sed -n 's/^jax==\([0-9.]*\).*/jax[tpu]==\1/p' requirements.txt)\""
 }
@@ -133,18 +152,25 @@ setup() {
 run() {
   [ $# -gt 0 ] || fail "run needs the arguments of mpt_jax after --, such as: run -- train --gin_file=…"
   local job
-  job=$(quoted .venv/bin/python -m mpt_jax "$@")
+  job=$(quoted env ${environment[@]+"${environment[@]}"} .venv/bin/python -m mpt_jax "$@")
   # A second job on one TPU would wait for the first for ever, so it is refused.
   on_workers all "cd mpt_jax || exit 1; if [ -f ../mpt_jax.pid ] && kill -0 \"\$(cat ../mpt_jax.pid)\" 2>/dev/null; then \
     echo 'a job is running already; stop it first' >&2; exit 1; fi; \
     nohup setsid $job >../mpt_jax.log 2>&1 </dev/null & echo \$! >../mpt_jax.pid"
+  if $dry_run; then return; fi
   printf 'started; follow it with: %s\n' "$(quoted "$0" --name "$name" --zone "$zone" logs)" >&2
+}
+
+copy() {
+  [ $# -eq 2 ] || fail "copy needs FROM and TO after --, such as: copy -- runs/xl gs://BUCKET/runs/xl."
+  on_workers 0 "cd mpt_jax && $(quoted gcloud storage rsync --recursive "$@")"
 }
 
 case $action in
   create) create ;;
   setup) setup ;;
   run) run "$@" ;;
+  copy) copy "$@" ;;
   logs) on_workers 0 'tail -n 200 -F mpt_jax.log' ;;
   stop) on_workers all "kill -TERM \"\$(cat mpt_jax.pid)\"" ;;
   delete) call gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force ;;

@@ -14,29 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from mpt_jax import __version__
+from mpt_jax import __version__, usage
 from mpt_jax.checkpoint.folder import RunFolder
-from mpt_jax.config import Experiment, PipelineConfig, nearest, to_dict
+from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
-from mpt_jax.gin_bindings import Parsed, gin_literal, parse
-from mpt_jax.resolve import DEFAULT, Setting
+from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_text import gin_literal
+from mpt_jax.resolve import DEFAULT, Setting, is_default
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-
-EPILOG = """\
-configuration:
-  --gin_file=FILE             repeatable; later files win. Bare names are found in the gin/ folder, too
-  --gin.NAME=VALUE            a macro (--gin.TRAIN_STEPS=100) or a field (--gin.PromptConfig.length=20)
-  --gin_search_paths=A,B      more folders in which files and their includes are looked for
-
-examples:
-  python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin
-  python -m mpt_jax train --gin_file=gin/backbones/mini.gin --gin_file=gin/methods/prompt_tuning.gin \\
-      --gin.MIXTURE_OR_TASK_NAME=sketch_sentiment --gin.MODEL_DIR=/tmp/run --gin.TRAIN_STEPS=500
-  python -m mpt_jax show …    the same flags: what would run, and where each value comes from
-"""
+COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by `make demo`: how to call it, not us, again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,12 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     _configure_logging()
     try:
         arguments = _parse_arguments(argv)
+        if arguments.help:
+            summaries = {name: command.help for name, command in COMMANDS.items()}
+            print(usage.of(arguments.command, summaries))
+            return 0
         COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on from the last checkpoint: {_command_line(argv)}", file=sys.stderr)
+        print(f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,8 +61,9 @@ def _fail(message: str) -> int:
     return EXIT_USER_ERROR
 
 
-def _command_line(argv: Sequence[str]) -> str:
-    return shlex.join(["python", "-m", "mpt_jax", *argv])
+def resuming_command(argv: Sequence[str]) -> str:
+    """What a shell takes to do the same again: that of `make demo`, say, which sets more than arguments."""
+    return os.environ.get(COMMAND_VARIABLE) or shlex.join(["python", "-m", "mpt_jax", *argv])
 
 
 def _configure_logging() -> None:
@@ -84,39 +78,39 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _ArgumentParser(
-        prog="python -m mpt_jax",
-        usage="python -m mpt_jax COMMAND [--gin_file=FILE …] [--gin.NAME=VALUE …]",
-        description="Multitask prompt tuning of a frozen T5.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = "\n".join(f"{name:<10}{command.help}" for name, command in COMMANDS.items())
-    parser.add_argument("command", metavar="COMMAND", help=", ".join(COMMANDS))
-    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help=argparse.SUPPRESS)
-    parser.add_argument("--gin_search_paths", action="append", default=[], metavar="A,B", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--model_dir", default="", metavar="DIR", help="the run's folder (report only; elsewhere --gin.MODEL_DIR)"
-    )
-    parser.add_argument("paths", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--vocabulary", default="", metavar="FILE", help="SentencePiece file or 'bytes' (import and export SRC DST only)"
-    )
+    """The arguments; `command` is "" where none is named, which is fine with `help` only."""
+    parser = _ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("command", nargs="?", default="")
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--version", action="version", version=f"mpt_jax {__version__}")
-    parser.epilog = f"commands:\n  {commands.replace(chr(10), chr(10) + '  ')}\n\n{EPILOG}"
-    if not argv:
-        argv = ["--help"]
+    parser.add_argument("--gin_file", action="append", default=[])
+    parser.add_argument("--gin_search_paths", action="append", default=[])
+    parser.add_argument("--model_dir", default="")
+    parser.add_argument("--vocabulary", default="")
+    parser.add_argument("--topology", default="")
+    parser.add_argument("--changed", action="store_true")
     arguments = parser.parse_intermixed_args([item for item in argv if not item.startswith("--gin.")])
+    arguments.help |= not argv
     arguments.bindings = [item.removeprefix("--gin.") for item in argv if item.startswith("--gin.")]
     arguments.search_paths = [path for paths in arguments.gin_search_paths for path in paths.split(",") if path]
-    if arguments.command not in COMMANDS:
-        hint = nearest(arguments.command, COMMANDS) or f" There are {', '.join(COMMANDS)}."
-        raise UserError(f"There is no command '{arguments.command}'.{hint}")
-    if arguments.paths and arguments.command not in ("import", "export"):
-        raise UserError(f"{arguments.command} takes no '{arguments.paths[0]}'; see python -m mpt_jax --help.")
-    if arguments.model_dir and arguments.command != "report":
-        raise UserError(f"--model_dir is for report; give {arguments.command} --gin.MODEL_DIR={arguments.model_dir}.")
+    name = arguments.command
+    if not name and not arguments.help:
+        raise UserError(f"No command is given; there are {', '.join(COMMANDS)}.")
+    if name and name not in COMMANDS:
+        hint = nearest(name, COMMANDS) or f" There are {', '.join(COMMANDS)}."
+        raise UserError(f"There is no command '{name}'.{hint}")
+    if arguments.paths and name not in ("import", "export", "tasks"):
+        raise UserError(f"{name} takes no '{arguments.paths[0]}'; see python -m mpt_jax {name} --help.")
+    if arguments.model_dir and name != "report":
+        raise UserError(f"--model_dir is for report; give {name} --gin.MODEL_DIR={arguments.model_dir}.")
+    for flag, given, users in (
+        ("--vocabulary", arguments.vocabulary, ("import", "export")),
+        ("--topology", arguments.topology, ("plan",)),
+        ("--changed", arguments.changed, ("show",)),
+    ):
+        if given and name not in users:
+            raise UserError(f"{flag} is for {' and '.join(users)}, not for {name}.")
     return arguments
 
 
@@ -153,16 +147,16 @@ def write_config(text: str, config: Any, model_dir: str) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     experiment = parsed.experiment()
+    if experiment.train.steps == 0:  # of a study's base, which trains nothing itself, it may be
+        raise UserError("TrainConfig.steps (TRAIN_STEPS) is 0, so nothing would be trained; give the number of steps.")
     # Refuses a folder that holds another run, before its config.gin changes.
     RunFolder(experiment.train.model_dir).begin(experiment)
     write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
     from mpt_jax.train import run_training
 
     result = run_training(experiment)
-    print(
-        f"Done. Files are in {experiment.train.model_dir}"
-        + (f"; prompts in {result.prompts_path}" if result.prompts_path else "")
-    )
+    what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
+    print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -216,6 +210,27 @@ def _pipeline(arguments: argparse.Namespace) -> None:
     _say_where_the_report_is(run_pipeline(config))
 
 
+def _plan(arguments: argparse.Namespace) -> None:
+    if not arguments.topology:
+        raise UserError("plan needs the devices that it is for: --topology=v5e:2x4, v4:2x2x2, h100:8 …")
+    parsed = _configuration(arguments)
+    parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or written
+    experiment = parsed.experiment()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on a device, and looking for one takes time
+    from mpt_jax.plan import describe, make_plan
+
+    print(describe(make_plan(experiment, arguments.topology)))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    parsed = _configuration(arguments)
+    parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or trained
+    experiment = parsed.experiment()
+    from mpt_jax.bench import run_bench
+
+    run_bench(experiment)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     """The folder is --model_dir, else MODEL_DIR of the flags, else that of the gin files."""
     flags = dict(binding.partition("=")[::2] for binding in arguments.bindings)
@@ -228,6 +243,7 @@ def _report(arguments: argparse.Namespace) -> None:
         folder = (config.base if isinstance(config, PipelineConfig) else config).train.model_dir
     if not folder:
         raise UserError("report needs the folder of a run: --model_dir=DIR.")
+    check_local("--model_dir", folder)
     from mpt_jax.studies.report import write_report
 
     _say_where_the_report_is(write_report(folder))
@@ -237,24 +253,48 @@ def _say_where_the_report_is(page: Path) -> None:
     print(f"Report: {page}  (as text: {page.with_suffix('.md').name}, as data: results.jsonl)")
 
 
+def _tasks(arguments: argparse.Namespace) -> None:
+    """A list of tasks, or one of them as a run with these flags sees it; without a gin file as `mini` does."""
+    if len(arguments.paths) > 1:
+        raise UserError(f"tasks takes one NAME, not {' '.join(arguments.paths)}.")
+    name = "".join(arguments.paths)
+    parsed = parse(arguments.gin_file or ["gin/backbones/mini.gin"], arguments.bindings, arguments.search_paths)
+    parsed.supply({"MIXTURE_OR_TASK_NAME": name, "MODEL_DIR": "-", "TRAIN_STEPS": 0})  # which it does not use
+    config = parsed.resolve().config
+    base = config.base if isinstance(config, PipelineConfig) else config
+    from mpt_jax.browse import run_tasks
+
+    run_tasks(base.data, base.backbone, name)
+
+
 def _show(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     settings = parsed.provenance()
     print(f"# {' + '.join([*parsed.files, *(f'--gin.{binding}' for binding in arguments.bindings)])}")
-    print_settings(settings, sys.stdout)
+    print_settings(settings, sys.stdout, changed=arguments.changed)
 
 
-def print_settings(settings: dict[str, Setting], out: TextIO) -> None:
-    """The resolved configuration, one section for each object, each value with its origin; defaults are dim on a terminal."""
+def print_settings(settings: dict[str, Setting], out: TextIO, *, changed: bool = False) -> None:
+    """The resolved configuration, one section for each object, each value with its origin; defaults are dim on a terminal.
+
+    With `changed`, only what differs from its default (what has none always does).
+    """
     color = out.isatty() and "NO_COLOR" not in os.environ
     dim, bold, reset = ("\033[2m", "\033[1m", "\033[0m") if color else ("", "", "")
     parents = {".".join(path.split(".")[:depth]) for path in settings for depth in range(1, path.count(".") + 1)}
     leaves = {path: setting for path, setting in settings.items() if path not in parents}
+    bound = [setting for setting in leaves.values() if setting.origin != DEFAULT]
+    flags = sum(setting.origin.startswith("--gin.") for setting in bound)
+    total = f"{len(bound) - flags} values from files, {flags} from flags, {len(leaves) - len(bound)} defaults."
+    if changed:
+        shown = {path: setting for path, setting in leaves.items() if not is_default(path, setting)}
+        total += f" {len(shown)} differ from their defaults."
+        leaves = shown
     sections: dict[tuple[str, str], list[tuple[str, Setting]]] = {}
     for path, setting in leaves.items():
         place, _, field = path.rpartition(".")
         sections.setdefault((place, setting.owner), []).append((field, setting))
-    width = max(len(field) for _, rows in sections.items() for field, _ in rows)
+    width = max((len(field) for rows in sections.values() for field, _ in rows), default=0)
     for (place, owner), rows in sections.items():
         print(f"\n{bold}{owner}{reset}" + (f"  ({place})" if place else ""), file=out)
         for field, setting in rows:
@@ -263,9 +303,7 @@ def print_settings(settings: dict[str, Setting], out: TextIO) -> None:
             print(f"{style}  {field:<{width}} = {first:<30}  # {setting.origin}{end}", file=out)
             for line in rest:
                 print(f"{style}  {line}{end}", file=out)
-    bound = [setting for setting in leaves.values() if setting.origin != DEFAULT]
-    flags = sum(setting.origin.startswith("--gin.") for setting in bound)
-    print(f"\n{len(bound) - flags} values from files, {flags} from flags, {len(leaves) - len(bound)} defaults.", file=out)
+    print(f"\n{total}", file=out)
 
 
 class _Command(NamedTuple):
@@ -280,6 +318,9 @@ COMMANDS = {
     "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
+    "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),
+    "bench": _Command(_bench, "speed of training and decoding on the devices that are here, with random weights and tokens"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),
+    "tasks": _Command(_tasks, "[NAME]: lists the tasks; or one task's examples, lengths, labels and metrics"),
     "show": _Command(_show, "print the resolved configuration and where each value comes from"),
 }

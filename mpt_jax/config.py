@@ -41,7 +41,7 @@ class T5Config:
     norm_epsilon: float = 1e-6
     dropout_rate: float = 0.0  # T5X fine-tunes with 0.1
     dtype: str = "float32"  # of activations; norms, softmax and logits are always float32
-    param_dtype: str = "float32"  # of the weights in memory
+    param_dtype: str = "float32"  # of the weights in memory; "int8" for the kernels of a frozen model, a byte and a scale each
     remat: str = "none"  # "none", "full" (store only each layer's input) or "dots" (also keep matrix products)
 
     def validate(self) -> None:
@@ -49,7 +49,7 @@ class T5Config:
             _check(getattr(self, name) > 0, f"T5Config.{name} must be positive, not {getattr(self, name)}")
         _choice("T5Config.activation", self.activation, ("gated-gelu", "relu"))
         _choice("T5Config.dtype", self.dtype, DTYPES)
-        _choice("T5Config.param_dtype", self.param_dtype, DTYPES)
+        _choice("T5Config.param_dtype", self.param_dtype, (*DTYPES, "int8"))
         _choice("T5Config.remat", self.remat, ("none", "full", "dots"))
         _check(0 <= self.dropout_rate < 1, f"T5Config.dropout_rate must be in [0, 1), not {self.dropout_rate}")
 
@@ -97,6 +97,11 @@ class DataConfig:
         int, ...
     ] = ()  # shorter input lengths that a batch is trimmed to where its examples fit; each is compiled
     sort_window: int = 1  # "proportional": the examples of so many batches are sorted by length into them, so that trimming pays
+    # Several examples, each with its own prompt, share a row: positions {"inputs": S, "targets": L} of an encoder's and a
+    # decoder's row, prompts included; {} = one row each. The steps are those of unpacked training, with fewer positions; but
+    # dropout (one mask for all positions of a row, as T5X has it) drops alike for the examples of a row. Nothing is trimmed then.
+    pack_lengths: dict[str, int] = dataclasses.field(default_factory=dict)
+    pack_rows: tuple[int, ...] = ()  # numbers of rows that a packed batch is padded up to, each is compiled; () = by eighths
     seed: int = 0
 
     def validate(self) -> None:
@@ -108,6 +113,22 @@ class DataConfig:
                 self.lengths.get(name, 0) > 0,
                 f"DataConfig.lengths (TASK_FEATURE_LENGTHS) must give a positive length for '{name}', not {self.lengths}",
             )
+        if self.pack_lengths:
+            self._check_packing()
+        else:
+            _check(
+                not self.pack_rows,
+                f"DataConfig.pack_rows is {self.pack_rows}, but nothing is packed; set DataConfig.pack_lengths or clear it",
+            )
+
+    def _check_packing(self) -> None:
+        for name in ("inputs", "targets"):
+            _check(
+                self.pack_lengths.get(name, 0) >= self.lengths[name],
+                f"DataConfig.pack_lengths must give the positions of a row for '{name}', at least the {self.lengths[name]} of "
+                f"DataConfig.lengths (TASK_FEATURE_LENGTHS), not {self.pack_lengths}",
+            )
+        _check(min(self.pack_rows, default=1) > 0, f"DataConfig.pack_rows must be positive, not {self.pack_rows}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +230,8 @@ class TrainConfig:
     steps: int
     model_dir: str
     seed: int = 0
-    log_period: int = 50
-    eval_period: int = 500  # 0 = no validation, the last prompt is the result; else the best of each group by validation score
+    log_period: int = 50  # steps; a pipeline's short stages tell their loss more often
+    eval_period: int = 500  # 0 = no validation, what was trained last is the result; else the best of each group by its score
     max_eval_examples: int = 0  # of each task's split; 0 = all
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
@@ -287,9 +308,19 @@ class DecodeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PartitionConfig:
-    """The mesh: `num_partitions` devices hold one model together; the rest of the devices split the batch."""
+    """The mesh data × fsdp × model: all devices share the batch, but those along "model" compute an example together.
 
-    num_partitions: int = 1
+    `num_partitions` cuts every layer's computation (tensor parallelism: results are summed over the link in every layer);
+    `fsdp` only cuts where the weights lie, and each layer's are fetched whole before it is computed (T5X's
+    `parameter_partitioning_dims=2`; the batch must be large enough to be shared). All devices that are left go to "data".
+    """
+
+    num_partitions: int = 1  # size of "model"; 0 = the fewest with which the estimate of `memory.py` fits the devices' memory
+    fsdp: int = 1
+
+    def validate(self) -> None:
+        _check(self.num_partitions >= 0, f"PartitionConfig.num_partitions must not be negative, not {self.num_partitions}")
+        _check(self.fsdp > 0, f"PartitionConfig.fsdp must be positive, not {self.fsdp}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,6 +353,19 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """What the `bench` command measures, on random tokens that fill every input and target."""
+
+    steps: int = 20  # timed, of training and of decoding, after those that compile and warm up
+    warmup_steps: int = 3
+    output_file: str = ""  # JSON; "" = print only
+
+    def validate(self) -> None:
+        for name in ("steps", "warmup_steps"):
+            _check(getattr(self, name) > 0, f"BenchConfig.{name} must be positive, not {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run, or the evaluation of one."""
 
@@ -335,15 +379,56 @@ class Experiment:
     partition: PartitionConfig = PartitionConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+    bench: BenchConfig = BenchConfig()
 
     def validate(self) -> None:
         self.backbone.architecture.validate()
-        for part in (self.data, self.train, self.prompt, self.loss, self.optimizer, self.decode, self.export):
+        for part in (
+            self.data,
+            self.train,
+            self.prompt,
+            self.loss,
+            self.optimizer,
+            self.decode,
+            self.partition,
+            self.export,
+            self.bench,
+        ):
             part.validate()
+        for field, path in {
+            "TrainConfig.model_dir (MODEL_DIR)": self.train.model_dir,
+            "DataConfig.cache_dir": self.data.cache_dir,
+            "PromptConfig.init_file (INITIAL_PROMPT_PATH)": self.prompt.init_file,
+            "LossConfig.teachers (TEACHER_PROMPTS_PATH)": self.loss.teachers,
+            "InferConfig.input_file": self.infer.input_file,
+            "InferConfig.output_file": self.infer.output_file,
+            "ExportConfig.output": self.export.output,
+        }.items():
+            check_local(field, path)
+        _check(
+            not (self.prompt.method == "none" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but PromptConfig.method='none' trains the weights; set it to 'float32'",
+        )
+        _check(
+            not (self.backbone.checkpoint == "scratch" and self.backbone.architecture.param_dtype == "int8"),
+            "T5Config.param_dtype is 'int8', but BackboneConfig.checkpoint='scratch' draws weights to train; set it to 'float32'",
+        )
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
         )
+        longest = self.prompt_length + self.data.lengths["inputs"]
+        _check(
+            not self.data.pack_lengths or self.data.pack_lengths["inputs"] >= longest,
+            f"DataConfig.pack_lengths gives {self.data.pack_lengths.get('inputs')} positions to a row, but an example may take "
+            f"{longest}, {self.prompt_length} of its prompt and {self.data.lengths['inputs']} of its text; set 'inputs' to "
+            f"{longest} or more",
+        )
+
+    @property
+    def prompt_length(self) -> int:
+        """P, 0 where the model itself is tuned."""
+        return 0 if self.prompt.method == "none" else self.prompt.length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,7 +459,9 @@ class PipelineConfig:
     k_shots: tuple[int, ...] = (4, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: tuple[int, ...] = (0,)
-    source_seeds: tuple[int, ...] = (0,)  # source trainings, counted from RANDOM_SEED; the targets' seeds start from them in turn
+    # Source trainings; the targets' seeds start from them in turn. They count from RANDOM_SEED: with 100, (0, 1) train with the
+    # seeds 100 and 101, which the log and results.jsonl name; in runs/source and runs/source-seed101, the latter by its seed.
+    source_seeds: tuple[int, ...] = (0,)
     distill: bool = True
     test_split: str = "test"
     max_test_examples: int = 0  # per task; 0 = all
@@ -391,6 +478,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """' Did you mean X?' for the closest of `names`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def check_local(field: str, path: str) -> None:
+    """UserError for the path of a bucket where a local one is needed: only backbones and vocabularies are read from gs://."""
+    if re.match(r"[a-z][a-z0-9+.-]*://", path):
+        raise UserError(
+            f"{field} is '{path}', but must be a local path; copy to and from a bucket with: "
+            "gcloud storage rsync --recursive FROM TO (on a TPU: ./run_tpu.sh copy -- FROM TO)."
+        )
 
 
 def _check(condition: bool, message: str) -> None:

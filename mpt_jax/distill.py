@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from mpt_jax.config import LossConfig
 from mpt_jax.errors import UserError
-from mpt_jax.losses import cross_entropy, group_reduce, group_sum, safe_divide
+from mpt_jax.losses import cross_entropy, group_reduce, group_sum, of_positions, safe_divide
 from mpt_jax.models.t5 import T5
-from mpt_jax.prompted_t5 import Output, forward
+from mpt_jax.prompted_t5 import Output, batch_prompts, forward
 from mpt_jax.prompts.base import Prompt, number_of_groups
 
 Batch = dict[str, jax.Array]
@@ -22,14 +22,14 @@ LossFn = Callable[[Any, Any, Batch, jax.Array | None], tuple[jax.Array, Aux]]
 
 
 class Distance(NamedTuple):
-    """Squared distance of hidden states: per example, the sum over positions of the mean over width and layers."""
+    """Squared distance of hidden states at each position: the mean over width and layers."""
 
-    total: jax.Array  # [B]
-    positions: jax.Array  # [B] number of positions in the sum
+    squares: jax.Array  # [B,S], 0 where nothing is compared
+    compared: jax.Array  # [B,S] float32, 1 where it is
 
 
 class Distillation(NamedTuple):
-    """Terms per example; those that the configuration leaves out are None."""
+    """Terms per position; those that the configuration leaves out are None."""
 
     kl: jax.Array | None  # [B,L] KL(teacher‖student), times the target's weight
     encoder: Distance | None
@@ -54,7 +54,7 @@ def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig
     if cfg.hidden_layers != "none" and cfg.distill_encoder:
         shared = min(student.encoder_mask.shape[1], teacher.encoder_mask.shape[1])
         both = student.encoder_mask[:, -shared:] & teacher.encoder_mask[:, -shared:]
-        both = both & (weights > 0).any(axis=1, keepdims=True)
+        both = both & _with_targets(batch)[:, -shared:]
         encoder = _distance(
             [(s[..., -shared:, :], t[..., -shared:, :]) for s, t in _layers(student, teacher, "encoder", cfg.hidden_layers)], both
         )
@@ -90,12 +90,13 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
         params = trainable["backbone"] if prompt_module is None else frozen["backbone"]
         prompt = None
         if prompt_module is not None:
-            prompt = _prompt(prompt_module, trainable, model, params, batch)
+            prompt = batch_prompts(prompt_module, trainable, model, params, batch)
         teacher_prompts = frozen.get("teacher")
         hidden = "none" if teacher_prompts is None else _hidden_needed(cfg)
         student = forward(model, params, batch, prompt, dropout_key=key, hidden=hidden)
 
-        group_ids = jnp.asarray(groups)[batch["task_ids"]]
+        groups_of_examples = jnp.asarray(groups)[batch["task_ids"]]
+        group_ids = of_positions(groups_of_examples, batch.get("decoder_segments"))
         targets, weights = batch["decoder_target_tokens"], batch["loss_weights"].astype(jnp.float32)
         per_token = cross_entropy(student.logits, targets, weights, z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing)
         ce = group_reduce(per_token, weights, group_ids, num_groups, cfg.normalization)
@@ -103,13 +104,15 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
         correct = group_sum((student.logits.argmax(axis=-1) == targets) * weights, group_ids, num_groups)
         kl = distance = jnp.zeros(num_groups)
         if teacher_prompts is not None:
+            _check_lengths(prompt, teacher_prompts, batch)
             teacher = forward(model, params, batch, teacher_prompts[batch["task_ids"]], hidden=hidden)
             terms = distillation(student, teacher, batch, cfg)
             if terms.kl is not None:
                 kl = group_reduce(terms.kl, weights, group_ids, num_groups, cfg.normalization)
-            for part in (terms.encoder, terms.decoder):
+            encoder_groups = of_positions(groups_of_examples, batch.get("encoder_segments"))
+            for part, ids in ((terms.encoder, encoder_groups), (terms.decoder, group_ids)):
                 if part is not None:
-                    mean = safe_divide(*(group_sum(value, group_ids, num_groups) for value in part))
+                    mean = safe_divide(*(group_sum(value, ids, num_groups) for value in part))
                     distance = distance + (mean if cfg.normalization == "mean" else mean * tokens)
         loss = ce + cfg.distill_weight * (kl + distance)
         aux = {"loss": loss, "ce": ce, "kl": kl, "hidden": distance, "tokens": tokens, "correct": correct}
@@ -118,11 +121,23 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
     return loss_fn
 
 
-def _prompt(module: Prompt, trainable: Any, model: T5, params: Any, batch: Batch) -> jax.Array:
-    """The batch's prompts [B,P,D]."""
-    tokens = batch["encoder_tokens"]
-    x = model.apply({"params": params}, tokens, method="embed")
-    return module.apply({"params": trainable}, batch["task_ids"], x, tokens > 0)
+def _check_lengths(prompt: jax.Array | None, teachers: jax.Array, batch: Batch) -> None:
+    """UserError where packed rows leave room for the student's prompts and the teachers' are of another length."""
+    if "encoder_segments" in batch and prompt is not None and prompt.shape[-2] != teachers.shape[-2]:
+        raise UserError(
+            f"LossConfig.teachers has prompts of {teachers.shape[-2]} tokens, but DataConfig.pack_lengths packs examples with "
+            f"room for PromptConfig.length (PROMPT_LENGTH) {prompt.shape[-2]}; make them equal, or clear pack_lengths."
+        )
+
+
+def _with_targets(batch: Batch) -> jax.Array:
+    """Whether an encoder position's example has any target: bool [B,1], packed [B,S]."""
+    counted, segments = batch["loss_weights"] > 0, batch.get("decoder_segments")
+    if segments is None:
+        return counted.any(axis=1, keepdims=True)
+    examples = jnp.arange(1, batch["task_ids"].shape[1] + 1)[None, None]
+    having = (counted[..., None] & (segments[..., None] == examples)).any(axis=1)  # [B,E]
+    return of_positions(having, batch["encoder_segments"])
 
 
 def _hidden_needed(cfg: LossConfig) -> str:
@@ -151,8 +166,8 @@ def _layers(student: Output, teacher: Output, stack: str, which: str) -> list[tu
 
 
 def _distance(pairs: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> Distance:
-    """Squared distance averaged over width and layers, summed over the positions of mask [B,S]."""
+    """Squared distance averaged over width and layers, at the positions of mask [B,S]."""
     squares = [jnp.square(s.astype(jnp.float32) - t.astype(jnp.float32)).mean(axis=-1) for s, t in pairs]
     # where, not a product: an infinite or NaN state of a masked position must not reach the loss
     mean = jnp.where(mask, sum(squares) / len(squares), 0.0)
-    return Distance(mean.sum(axis=1), mask.astype(jnp.float32).sum(axis=1))
+    return Distance(mean, mask.astype(jnp.float32))

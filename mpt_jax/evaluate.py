@@ -1,8 +1,9 @@
 """The scores of predictions: each task's own metrics, on the same examples every time."""
 
 import dataclasses
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,18 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import DecodeConfig, Experiment
 from mpt_jax.data.cache import LabelSet, TokenCache
 from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.metrics import INVALID
 from mpt_jax.predict import predict_texts
 
 Tree = Any
 
+logger = logging.getLogger("mpt_jax")
 
-def main_score(metrics: dict[str, float]) -> float:
-    """The one number by which prompts are compared: the mean of the task's metrics (0-100)."""
-    return float(np.mean(list(metrics.values()))) if metrics else math.nan
+
+def main_score(metrics: Mapping[str, float]) -> float:
+    """The one number by which prompts are compared: the mean of the task's metrics (0-100), `INVALID` left out."""
+    values = [value for name, value in metrics.items() if name != INVALID]
+    return float(np.mean(values)) if values else math.nan
 
 
 def evaluate(
@@ -44,12 +49,14 @@ def evaluate(
         prompt_ids: the prompt of each cache, where it is not its own number.
         max_examples: of each cache, a random choice that is always the same; 0 = all.
         labels: of each cache, of `setup.open_labels`, with `decode.method="rank"`.
+
+    Returns:
+        Of each cache its metrics by name; of a classification with `metrics.INVALID` (see `TokenCache.score`).
     """
     chosen = [examined(len(cache), max_examples) for cache in caches]
     inputs = [cache.inputs(int(i)) for cache, rows in zip(caches, chosen, strict=True) for i in rows]
     task_ids = [n for n, rows in zip(prompt_ids or range(len(caches)), chosen, strict=True) for _ in rows]
-    if labels is not None:
-        labels = [label_set for label_set, rows in zip(labels, chosen, strict=True) for _ in rows]
+    row_labels = labels and [label_set for label_set, rows in zip(labels, chosen, strict=True) for _ in rows]
     predictions = predict_texts(
         backbone,
         prompt_module,
@@ -60,11 +67,14 @@ def evaluate(
         lengths=lengths,
         decode=decode,
         numbers=np.concatenate(chosen).tolist(),
-        labels=labels,
+        labels=row_labels,
         mesh=mesh,
     )
     texts = iter([prediction.text for prediction in predictions])
-    return [cache.score([next(texts) for _ in rows], rows) for cache, rows in zip(caches, chosen, strict=True)]
+    allowed = [label_set.texts for label_set in labels] if labels else [None] * len(caches)
+    return [
+        cache.score([next(texts) for _ in rows], rows, names) for cache, rows, names in zip(caches, chosen, allowed, strict=True)
+    ]
 
 
 def run_evaluate(experiment: Experiment) -> dict[str, Any]:
@@ -84,6 +94,9 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     caches = setup.open_caches(experiment, streams.tasks, data.eval_split, vocabulary)
     labels = setup.open_labels(experiment, streams.tasks, vocabulary)
     numbers = trained.prompt_of(streams.tasks)
+    for task, other in dict.fromkeys((t, trained.tasks[n]) for t, n in zip(streams.tasks, numbers, strict=True) if trained.tasks):
+        if other not in ("", task):
+            logger.warning("warning: %s was not trained on '%s', only on '%s'", trained.source, task, other)
     metrics = evaluate(
         trained.backbone,
         trained.prompt_module,

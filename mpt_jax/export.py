@@ -5,6 +5,7 @@ factors stay together only where PEFT can hold them: one shared prompt P*, with 
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ def run_export(experiment: Experiment) -> Path:
 
     Raises:
         UserError: no prompt in MODEL_DIR or of another width than the backbone; no such task; a form that cannot hold the prompt;
-            an output that cannot be written.
+            an output that cannot be written, or is there already.
     """
     experiment.validate()
     cfg = experiment.export
     if experiment.prompt.method == "none":
         raise UserError(
-            "PromptConfig.method='none' trains no prompt to export; the tuned model is in MODEL_DIR/model, a Hugging Face folder."
+            "PromptConfig.method='none' trains no prompt to export, but a model; it is in "
+            f"{Path(experiment.train.model_dir) / 'model'}, a Hugging Face folder."
         )
     if not cfg.output:
         raise UserError("ExportConfig.output is not set; give the path of the file or folder to write.")
@@ -49,15 +51,36 @@ def run_export(experiment: Experiment) -> Path:
         )
     output = Path(cfg.output).expanduser()
     parts = {"": (params, meta)} if cfg.format == "safetensors" else split(params, meta, factored=cfg.format == "peft_mpt")
+    _check_free(output, meta["path"], is_file="" in parts and cfg.format in ("safetensors", "npy"))
     paths = {name: output / (f"{name}.npy" if name and cfg.format == "npy" else name) for name in parts}
-    for name, (_, its_meta) in parts.items():  # all before the first is written
-        _check_target(cfg.format, paths[name], its_meta)
     for name, (one, its_meta) in parts.items():
         path = paths[name]
         _write(cfg.format, path, one, its_meta, _base_model(experiment))
         task_id = "{}=" if cfg.format == "peft_mpt" else ""  # what PEFT's forward pass asks for
         print(f"{', '.join(task_id.format(n) + task for n, task in enumerate(its_meta['tasks'])) or 'prompt'}: {path}")
+    first = next(iter(parts))
+    print(_how_to_start(cfg.format, paths[first], parts[first][1]))
     return output
+
+
+def _check_free(output: Path, source: str, *, is_file: bool) -> None:
+    """UserError unless nothing is there, or for a folder an empty one: an export is not written over anything."""
+    if output.exists() and output.samefile(source):
+        raise UserError(f"ExportConfig.output '{output}' is what is to be exported; give another path.")
+    if is_file and output.is_dir():
+        raise UserError(f"ExportConfig.output '{output}' is a folder; give the path of the file to write.")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError(f"ExportConfig.output '{output}' is there already; give a new path, or delete it first.")
+
+
+def _how_to_start(form: str, path: Path, meta: Meta) -> str:
+    """How another run starts from the (first) prompt that was written."""
+    method = "mpt_target" if meta["method"] == "mpt" and form in ("safetensors", "peft_mpt") else "spot"
+    start = f"{path}#{meta['tasks'][0]}" if len(set(meta["groups"])) > 1 else str(path)  # of several, one is chosen
+    return (
+        f"A run starts from it with --gin_file=gin/methods/{method}.gin --gin.PROMPT_LENGTH={meta['length']} "
+        f"--gin.INITIAL_PROMPT_PATH={shlex.quote(start)}"
+    )
 
 
 def split(params: Arrays, meta: Meta, factored: bool) -> dict[str, tuple[Arrays, Meta]]:
@@ -80,15 +103,6 @@ def _file_of(form: str, path: Path, meta: Meta) -> Path:
     steps = meta.get("steps")
     numbered = t5x_file(path, steps if isinstance(steps, int) else 0)
     return numbered if form == "t5x" else path / MODEL_NAME if form.startswith("peft") else path
-
-
-def _check_target(form: str, path: Path, meta: Meta) -> None:
-    """UserError unless the file is free, or one that may be written over."""
-    file = _file_of(form, path, meta)
-    if file.is_dir():
-        raise UserError(f"ExportConfig.output '{file}' is a folder; give the path of the file to write.")
-    if file.exists() and file.samefile(meta["path"]):
-        raise UserError(f"ExportConfig.output '{path}' is what is to be exported; give another path.")
 
 
 def _write(form: str, path: Path, params: Arrays, meta: Meta, base_model: str) -> None:

@@ -9,7 +9,7 @@ include what it builds on and the order on the command line matters little.
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,7 +18,8 @@ from gin import config_parser
 import mpt_jax
 from mpt_jax.config import Experiment, PipelineConfig, nearest
 from mpt_jax.errors import UserError
-from mpt_jax.resolve import CLASSES, DEFAULT, Bindings, Instance, Macro, Reference, Resolved, Setting
+from mpt_jax.gin_text import Macro, Reference, gin_literal
+from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Resolved, Setting
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
 _PACKAGE = Path(mpt_jax.__file__).parent
@@ -58,6 +59,13 @@ class Parsed:
             self._resolved[root] = self.bindings.resolve(root)
         return self._resolved[root]
 
+    def supply(self, macros: Mapping[str, Any]) -> None:
+        """Gives values to the macros that are still asked for (`%gin.REQUIRED`), for a command that needs none of them."""
+        for name, value in macros.items():
+            binding = self.bindings.macros.get(name)
+            if binding is not None and isinstance(binding.value, Macro) and binding.value.name in REQUIRED:
+                self.bindings.bind_macro(name, value, DEFAULT)
+
     def experiment(self) -> Experiment:
         config: Experiment = self.resolve(Experiment).config
         return config
@@ -89,27 +97,6 @@ def _instance_lines(instance: Instance, settings: dict[str, Setting]) -> list[st
         comment = "" if binding else "  # default"
         lines.append(f"{owner}.{field} = {gin_literal(binding.value if binding else default[field])}{comment}")
     return lines
-
-
-def gin_literal(value: Any) -> str:
-    """A value as gin reads it: `%MACRO`, `@scope/Class()`, or a Python literal; long containers one item to a line."""
-    if isinstance(value, Macro):
-        return f"%{value.name}"
-    if isinstance(value, Reference):
-        return "@" + "/".join((*value.scope, value.name)) + ("()" if value.called else "")
-    if isinstance(value, dict):
-        return _bracketed("{", [f"{gin_literal(k)}: {gin_literal(v)}" for k, v in value.items()], "}")
-    if isinstance(value, tuple | list):
-        return _bracketed("(", [gin_literal(item) for item in value], ",)" if len(value) == 1 else ")")
-    return repr(value)
-
-
-def _bracketed(left: str, items: list[str], right: str) -> str:
-    line = left + ", ".join(items) + right
-    if len(line) <= 80:
-        return line
-    indented = [item.replace("\n", "\n    ") for item in items]
-    return "\n    ".join([left, *(f"{item}," for item in indented)]) + "\n" + right[-1]
 
 
 class _Delegate(config_parser.ParserDelegate):

@@ -19,7 +19,7 @@ import numpy as np
 from mpt_jax import setup
 from mpt_jax.config import Experiment
 from mpt_jax.data.cache import LabelSet, mixture_tasks
-from mpt_jax.data.records import read_records
+from mpt_jax.data.records import read_records, shorten
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
@@ -81,7 +81,7 @@ def read_rows(path: str) -> list[Row]:
     rows = []
     for number, row in read_records(Path(path).expanduser(), "InferConfig.input_file"):
         if "inputs" in row and not isinstance(row["inputs"], str):
-            raise UserError(f"{path}, line {number}: 'inputs' must be a text, not {row['inputs']!r}.")
+            raise UserError(f"{path}, line {number}: 'inputs' must be a text, not {shorten(json.dumps(row['inputs']))}.")
         rows.append(row | {LINE: number})
     if not rows:
         raise UserError(f"InferConfig.input_file '{path}' has no rows; give at least one.")
@@ -96,6 +96,8 @@ def _output_path(experiment: Experiment) -> Path:
     path = Path(given).expanduser()
     if path.is_dir():
         raise UserError(f"InferConfig.output_file '{path}' is a folder; give the path of the JSONL file to write.")
+    if path.exists() and path.samefile(Path(experiment.infer.input_file).expanduser()):
+        raise UserError(f"InferConfig.output_file '{path}' is the input file, which would be written over; give another path.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

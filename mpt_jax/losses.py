@@ -38,10 +38,23 @@ def cross_entropy(
     return loss * weights.astype(jnp.float32)
 
 
+def of_positions(values: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """For each position what its example has: values [B,E] of the examples of packed rows, segments [B,S] → [B,S].
+
+    Without segments a row is one example, and its values [B] are returned as they are. Padding gets those of the first example.
+    """
+    return values if segments is None else jnp.take_along_axis(values, jnp.maximum(segments - 1, 0), axis=1)
+
+
 def group_sum(values: jax.Array, group_ids: jax.Array, num_groups: int) -> jax.Array:
-    """Sum of `values` [B] or [B,...] over all axes and over the examples of each group → [G]; 0 for an absent group."""
-    per_example = values.astype(jnp.float32).reshape(values.shape[0], -1).sum(axis=1)
-    return jax.ops.segment_sum(per_example, group_ids, num_segments=num_groups)
+    """Sum of `values` [B] or [B,...] over all that is of a group → [G]; 0 for an absent group.
+
+    `group_ids` are the rows' [B], or of the shape of `values`.
+    """
+    values = values.astype(jnp.float32)
+    if group_ids.ndim == 1:
+        values = values.reshape(values.shape[0], -1).sum(axis=1)
+    return jax.ops.segment_sum(values.reshape(-1), group_ids.reshape(-1), num_segments=num_groups)
 
 
 def safe_divide(total: jax.Array, amount: jax.Array) -> jax.Array:
@@ -54,6 +67,7 @@ def group_reduce(
 ) -> jax.Array:
     """[B,L] losses (already weighted) → [G]: each group's "sum", or "mean" over its own weights; 0 for an absent group.
 
+    `group_ids` are [B] or [B,L], as in `group_sum`.
     The loss of a bank is the sum over its groups, so that no group's loss, and hence gradient, depends on another group.
     """
     total = group_sum(per_token, group_ids, num_groups)
@@ -61,6 +75,11 @@ def group_reduce(
 
 
 def present_streams(task_ids: jax.Array, weights: jax.Array, num_streams: int) -> jax.Array:
-    """[N] bool: the streams with at least one weighted target token in the batch (a row of padding makes none present)."""
-    counted = (weights > 0).any(axis=-1)
-    return jax.ops.segment_max(counted.astype(jnp.int32), task_ids, num_segments=num_streams) > 0
+    """[N] bool: the streams with at least one weighted target token in the batch (a row of padding makes none present).
+
+    `task_ids` are the rows' [B], or the tokens' [B,L]; `weights` are [B,L].
+    """
+    counted = weights > 0
+    if task_ids.ndim == 1:
+        counted = counted.any(axis=-1)
+    return jax.ops.segment_max(counted.astype(jnp.int32).reshape(-1), task_ids.reshape(-1), num_segments=num_streams) > 0

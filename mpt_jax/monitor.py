@@ -1,4 +1,4 @@
-"""What watches a run: running means and NaN (`Meter`), the best prompt of each group (`Best`), requests to stop (`Interrupt`)."""
+"""What watches a run: running means and NaN (`Meter`), the best so far of each group (`Best`), requests to stop (`Interrupt`)."""
 
 import math
 import signal
@@ -13,6 +13,7 @@ import numpy as np
 from mpt_jax import trees
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import main_score
+from mpt_jax.metrics import INVALID
 from mpt_jax.prompts import bank_axis
 from mpt_jax.train_state import all_finite
 
@@ -160,9 +161,11 @@ class Best:
                     old[path][rows] = value[rows]
                 self.trainable = trees.unflatten(old)
         numbers = [_number(score) for score in scores]
+        invalid = [one[INVALID] for one in metrics if INVALID in one]
         return {
             "score": _number(scores.mean()),
             "scores": numbers,
+            **({"invalid": _number(float(np.mean(invalid)))} if invalid else {}),
             "best_step": int(self.step[0]) if len(self.step) == 1 else self.step.tolist(),
             "tasks": list(tasks),
             "metrics": [{name: _number(value) for name, value in one.items()} for one in metrics],

@@ -1,9 +1,11 @@
-"""One mesh, two axes: the batch over "data", the backbone's wide dimensions over "model".
+"""One mesh, three axes: the batch over "data" and "fsdp", the backbone's wide dimensions over "model".
 
-The rules are T5X's `standard_logical_axis_rules` with one-dimensional parameter and activation partitioning
-(`t5x/partitioning.py`). A prompt is small and lies whole on every device. XLA derives the rest from where the arguments lie.
+The rules are T5X's `standard_logical_axis_rules` with one-dimensional activation partitioning (`t5x/partitioning.py`); with an
+"fsdp" axis the parameters' other dimension is cut, too. A prompt is small and lies whole on every device. XLA derives the rest
+from where the arguments lie.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,13 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mpt_jax.config import PartitionConfig
 from mpt_jax.errors import UserError
 
+BATCH_AXES = ("data", "fsdp")
 RULES: dict[str, str | None] = {
-    "batch": "data",
     "vocab": "model",
     "mlp": "model",
     "heads": "model",
     "joined_kv": "model",
-    "embed": None,
+    "embed": "fsdp",
     "kv": None,
     "relpos_buckets": None,
     "length": None,
@@ -31,19 +33,25 @@ RULES: dict[str, str | None] = {
 
 
 def make_mesh(config: PartitionConfig | None = None, devices: list[Any] | None = None) -> Mesh:
-    """The mesh ("data", "model") over all devices; `config.num_partitions` of them share one copy of the model.
+    """The mesh ("data", "fsdp", "model") over all devices; `config.num_partitions`, at least 1, are "model".
 
     Raises:
-        UserError: the number of devices is not a multiple of `num_partitions`.
+        UserError: the number of devices is not a multiple of `num_partitions` times `fsdp`.
     """
-    partitions = (config or PartitionConfig()).num_partitions
+    config = config or PartitionConfig()
     devices = devices or jax.devices()
-    if partitions < 1 or len(devices) % partitions:
+    if len(devices) % (config.num_partitions * config.fsdp):
+        fsdp = f" times PartitionConfig.fsdp {config.fsdp}" if config.fsdp > 1 else ""
         raise UserError(
-            f"PartitionConfig.num_partitions is {partitions}, which does not divide the {len(devices)} devices of this machine; "
-            "choose a divisor."
+            f"PartitionConfig.num_partitions is {config.num_partitions}{fsdp}, which does not divide the {len(devices)} devices "
+            "of this machine; choose a divisor."
         )
-    return Mesh(np.asarray(devices).reshape(-1, partitions), ("data", "model"))
+    return Mesh(np.asarray(devices).reshape(-1, config.fsdp, config.num_partitions), ("data", "fsdp", "model"))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """Into how many parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def partition_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -77,14 +85,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis cut over all devices but those that compute one example together."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a batch on the devices, its first axis split over "data"."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    """Put a batch on the devices that share it."""
+    sharding = batch_sharding(mesh)
     return {name: jax.device_put(value, sharding) for name, value in batch.items()}
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, key: str = "DataConfig.batch_size (BATCH_SIZE)") -> None:
     """UserError unless the devices can share a batch evenly."""
-    ways = mesh.shape["data"]
+    ways = batch_ways(mesh)
     if batch_size % ways:
         raise UserError(f"{key} is {batch_size}, which cannot be shared evenly by {ways} devices; choose a multiple of {ways}.")

@@ -6,7 +6,7 @@ results are added in one write. MODEL_DIR afterwards holds
 
     results.jsonl               one line per run
     report.html, report.md      and figures/*.png, written anew by every call
-    runs/<stage>/               what `train.py` describes, for each stage
+    runs/<stage>/               what `train.py` describes, for each stage, and its config.gin
 """
 
 import importlib.util
@@ -26,19 +26,24 @@ import numpy as np
 import mpt_jax
 from mpt_jax import setup
 from mpt_jax.checkpoint.backbone import Backbone
+from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache
+from mpt_jax.data.sampling import scarce_classes
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import evaluate, main_score
+from mpt_jax.evaluate import evaluate, examined, main_score
+from mpt_jax.files import write_text
+from mpt_jax.gin_text import config_text
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import NotFiniteError
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
 from mpt_jax.studies import results
-from mpt_jax.studies.report import findings, write_report
+from mpt_jax.studies.findings import findings
+from mpt_jax.studies.report import write_report
 from mpt_jax.studies.results import Record
 from mpt_jax.train import TrainResult, run_training
 from mpt_jax.transfer import choose_sources
@@ -78,9 +83,12 @@ def check_study(cfg: PipelineConfig) -> tuple[list[Stage], dict[str, Record]]:
     """A study's stages, and the results that its folder has already.
 
     Raises:
-      UserError: the study cannot be planned, or a planned run's result is there, but of another configuration.
+      UserError: the study cannot be planned, its folder holds a single run, or a planned run's result is there, but of another
+        configuration.
     """
     folder = Path(cfg.base.train.model_dir).expanduser()
+    if RunFolder(str(folder)).has_progress():
+        raise UserError(f"MODEL_DIR {folder} holds a single run, not a study; give another MODEL_DIR.")
     stages, recorded = plan(cfg), read_recorded(folder)
     for stage in stages:
         for n, name in enumerate(stage.run_ids):
@@ -110,7 +118,9 @@ class Lab:
             )
         self.vocabulary: Vocabulary = setup.open_vocabulary(cfg.base, self.backbone)
         tasks = (*cfg.sources, *cfg.targets)
+        setup.check_splits(cfg.base, tasks, self.vocabulary, cfg.test_split)
         train = setup.open_caches(cfg.base, tasks, cfg.base.data.train_split, self.vocabulary)
+        self.train = dict(zip(tasks, train, strict=True))
         if cfg.base.train.eval_period:
             setup.open_caches(cfg.base, tasks, cfg.base.data.eval_split, self.vocabulary)
         self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
@@ -124,7 +134,9 @@ class Lab:
                     f"{cfg.base.train.model_dir} holds the result of {name} on other training or test examples of the task "
                     f"'{record['task']}' than there are now; restore them to continue, or give another MODEL_DIR."
                 )
-        self.references = reference_scores(cfg.base.data.task_modules)
+        documented = reference_scores(cfg.base.data.task_modules)
+        most = cfg.max_test_examples
+        self.references = {task: reference_of(documented.get(task, {}), test, most) for task, test in self.tests.items()}
 
     def test_sizes(self) -> dict[str, int]:
         """How many examples of each task are scored."""
@@ -140,6 +152,8 @@ def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
         trained = run_training(stage.experiment, lab.backbone, label=clock.label)
     except NotFiniteError as error:
         raise _diverged(lab, stage, error) from None
+    text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(stage.experiment)}"
+    write_text(stage.folder / "config.gin", text)
     clock.say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
     scores = score(lab, stage, trained)
     seconds = (trained.earlier_seconds + time.perf_counter() - began) / len(stage.runs)
@@ -224,7 +238,8 @@ def make_record(lab: Lab, stage: Stage, n: int, metrics: Mapping[str, float], se
         "score": main_score(dict(metrics)),
         "metrics": dict(metrics),
         "num_examples": lab.test_sizes()[run.task],
-        **reference_of(lab.references.get(run.task, {}), lab.tests[run.task], metrics),
+        **lab.references[run.task],
+        "scarce": scarce_classes(lab.train[run.task], stage.k),
         "params_trained": trained,
         "params_shared": shared,
         "steps": experiment.train.steps,
@@ -255,12 +270,16 @@ def numbers_trained(experiment: Experiment) -> tuple[int, int]:
     return plain + own, plain if own else 0
 
 
-def reference_of(documented: Mapping[str, float], test: TokenCache, metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The task's chance and ceiling as documented. Where chance is not, the majority class's accuracy stands for it."""
+def reference_of(documented: Mapping[str, float], test: TokenCache, max_examples: int) -> dict[str, float | None]:
+    """The task's chance and ceiling as documented. Where chance is not, the score of the best single label stands for it.
+
+    That is the most that a constant answer reaches by the task's own metrics, on the examples that are scored: with accuracy
+    the share of the largest class. Tasks without labels have none.
+    """
     chance = documented.get("chance")
-    labels = test.labels if chance is None and set(metrics) == {"accuracy"} else None
-    if labels:
-        chance = 100.0 * max(labels.count(label) for label in set(labels)) / len(labels)
+    if chance is None and test.labels is not None and test.has_metrics:
+        rows = examined(len(test), max_examples)
+        chance = max(main_score(test.score([label] * len(rows), rows)) for label in test.label_set.texts)
     return {"chance": chance, "ceiling": documented.get("ceiling")}
 
 
@@ -283,6 +302,7 @@ class Clock:
 
     def __init__(self, stages: Sequence[Stage], left: Sequence[Stage]):
         self.titles = list(dict.fromkeys(stage.title for stage in stages))
+        self.sources = {stage.runs[0].seed for stage in stages if stage.kind in ("teachers", "source")}
         self.left = list(left)
         self.began = self.stage_began = time.perf_counter()
         self.spent = self.measured = 0.0  # seconds and cost of the stages that are done
@@ -293,7 +313,7 @@ class Clock:
         number = self.titles.index(stage.title) + 1
         self.label = f"[{number}/{len(self.titles)}]"
         single = f" ({stage.runs[0].task}, seed {stage.runs[0].seed})" if stage.method == "model_tuning" else ""
-        if stage.kind in ("teachers", "source") and stage.runs[0].seed:
+        if stage.kind in ("teachers", "source") and len(self.sources) > 1:
             single = f" (seed {stage.runs[0].seed})"
         size = f"{len(stage.runs)} runs, " if len(stage.runs) > 1 else ""
         left = self.estimate()

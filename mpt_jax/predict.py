@@ -16,7 +16,7 @@ from mpt_jax.config import DecodeConfig
 from mpt_jax.data.cache import LabelSet
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.models.t5 import T5
-from mpt_jax.partitioning import make_mesh, place_batch
+from mpt_jax.partitioning import batch_ways, make_mesh, place_batch
 from mpt_jax.prompted_t5 import inject
 
 Tree = Any
@@ -234,7 +234,7 @@ def _in_batches(
         The tree that `run` returns of arrays [B, ...], as NumPy arrays [n, ...] in the order of the inputs, n > 0.
     """
     mesh = mesh or make_mesh()
-    ways = mesh.shape["data"]
+    ways = batch_ways(mesh)
     size = -(-batch_size // ways) * ways
     arrays = {name: np.asarray(column, np.int32) for name, column in columns.items()}
     order = np.argsort([len(tokens) for tokens in inputs], kind="stable")

@@ -2,18 +2,20 @@
 
 A line of `metrics.jsonl` is {"kind": "train", "step", "loss", "accuracy", "losses" [G], "examples_per_second", "seconds"}, where
 loss is nats per target token since the line before, or {"kind": "validation", "step", "score", "scores" [G], "tasks" [N],
-"metrics" [N]}.
+"metrics" [N]}, for classifications with "invalid", the mean percentage of answers that are no labels.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 Record = dict[str, Any]
+T = TypeVar("T")
 
 
 def read_history(folder: Path, until_step: int | None = None) -> list[Record]:
@@ -110,7 +112,8 @@ class Progress:
         for number, (task, metrics) in enumerate(zip(record["tasks"], record["metrics"], strict=True)):
             scalars |= {f"validation/{number}_{task}/{name}": value for name, value in metrics.items()}
         self._scalars(step, scalars)
-        self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}")
+        invalid = f"  ({record['invalid']:.1f}% of the answers are no labels)" if record.get("invalid") else ""
+        self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}{invalid}")
 
     def resume_clock(self) -> None:
         """Leave out of the examples per second what happened since the last line (validation, saving)."""
@@ -139,6 +142,42 @@ class Progress:
         if self._writer is not None:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
+
+
+def counted(
+    batches: Iterable[T],
+    size: Callable[[T], int],
+    label: str,
+    total: int | None,
+    *,
+    period: float = 10.0,
+    out: TextIO | None = None,
+) -> Iterator[T]:
+    """The batches as they are; meanwhile a bar on a terminal, or elsewhere a line every `period` seconds, counts the examples.
+
+    Args:
+        size: how many examples a batch has.
+        total: how many there will be in all; None where that is not known.
+        out: where the bar or the lines go; default: stderr.
+    """
+    out = out or sys.stderr
+    if out.isatty():
+        with tqdm(total=total, desc=label, unit=" examples", delay=1.0, file=out, leave=False, dynamic_ncols=True) as bar:
+            for batch in batches:
+                yield batch
+                bar.update(size(batch))
+        return
+    began = told = time.perf_counter()
+    done = 0
+    for batch in batches:
+        yield batch
+        done += size(batch)
+        now = time.perf_counter()
+        if now - told >= period:
+            told, rate = now, done / (now - began)
+            goal = f" of {total:,}" if total else ""
+            left = f"  ETA {_clock((total - done) / rate)}" if total else ""
+            print(f"{label}: {done:,}{goal} examples  {rate:,.0f} examples/s{left}", file=out, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -16,29 +16,14 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from mpt_jax.config import Experiment, PipelineConfig, nearest
+from mpt_jax.config import Experiment, PipelineConfig, T5Config, nearest
 from mpt_jax.errors import UserError
+from mpt_jax.gin_text import Macro, Reference
 
 Scope = tuple[str, ...]
 Key = tuple[Scope, str, str]  # (scope, class, field)
 DEFAULT = "default"  # the origin of a value that nothing was bound to
 REQUIRED = ("gin.REQUIRED", "REQUIRED")
-
-
-@dataclasses.dataclass(frozen=True)
-class Macro:
-    """`%name`."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-    """`@scope/name()`; `called` is whether the parentheses are there."""
-
-    scope: Scope
-    name: str
-    called: bool
 
 
 class Binding(NamedTuple):
@@ -146,6 +131,8 @@ class Bindings:
         for other, cls in zip(every, (Experiment, PipelineConfig), strict=True):
             other.build(cls, (), ())
         _check_reach(self, resolver, every)
+        if resolver.undefined:
+            raise UserError(_undefined_message(resolver.undefined, self.macros))
         if resolver.missing:
             raise UserError(_missing_message(resolver.missing))
         try:
@@ -191,6 +178,7 @@ class _Resolver:
         self.used_keys: set[Key] = set()
         self.used_macros: set[str] = set()
         self.missing: list[tuple[str, str]] = []  # (name, origin or "")
+        self.undefined: dict[str, _Target] = {}  # macros that nothing defines, with the first place that uses them
 
     def build(self, cls: type, scope: Scope, path: tuple[str, ...]) -> Any:
         """An object of dataclass `cls` that lives in `scope`, or MISSING where one of its values is."""
@@ -228,8 +216,8 @@ class _Resolver:
             if value.name in target.macros:
                 raise UserError(f"{target.origin}: the macro {value.name} is defined by itself.")
             if value.name not in self.bindings.macros:
-                hint_text = nearest(value.name, self.bindings.macros)
-                raise UserError(f"{target.origin}: the macro {value.name} is not defined, but {target.name} uses it.{hint_text}")
+                self.undefined.setdefault(value.name, target)
+                return MISSING, target.source
             self.used_macros.add(value.name)
             binding = self.bindings.macros[value.name]
             target = target._replace(origin=binding.origin, macros=(*target.macros, value.name))
@@ -279,6 +267,13 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else MISSING
 
 
+def is_default(path: str, setting: Setting) -> bool:
+    """Whether the value at a dotted path is the field's own default, bound or not."""
+    fields = {field.name: field for field in dataclasses.fields(CLASSES[setting.owner.split("/")[-1]])}
+    field = fields.get(path.split(".")[-1])
+    return setting.origin == DEFAULT or (field is not None and _default(field) == setting.value)
+
+
 def describe(hint: Any) -> str:
     """An annotation in words, with an example of what to write."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -323,7 +318,8 @@ def _check_reach(bindings: Bindings, resolver: _Resolver, every: list[_Resolver]
     for name, binding in bindings.macros.items():
         if name not in known:
             # A misspelt macro and a misspelt or forgotten class look alike; the nearest of both is worth naming.
-            raise UserError(f"{binding.origin}: nothing uses the macro {name}.{nearest(name, known - set(REQUIRED))}")
+            hint = nearest(name, known - set(REQUIRED)) or _field_instead(name)
+            raise UserError(f"{binding.origin}: nothing uses the macro {name}.{hint}")
         if binding.is_flag and name not in resolver.used_macros:
             keys = [bindings.find(*key) if isinstance(key, tuple) else None for key, macro in used if macro == name]
             places = {f"{key[1]}.{key[2]} is bound at {bindings.fields[key].origin}" for key in keys if key is not None}
@@ -344,13 +340,37 @@ def _check_reach(bindings: Bindings, resolver: _Resolver, every: list[_Resolver]
             )
 
 
+def _field_instead(macro: str) -> str:
+    """For a macro of other programs, the field that does the same here; "" where there is none."""
+    if "LEARNING_RATE" in macro:
+        return (
+            " Learning rates, by parameter, are OptimizerConfig.rules (in a study, StageConfig.rules), such as "
+            "--gin.OptimizerConfig.rules='((\".*\", 0.3),)'."
+        )
+    owners = [name for name, cls in CLASSES.items() if macro.lower() in {field.name for field in dataclasses.fields(cls)}]
+    return f" There is a field {' and a field '.join(f'{owner}.{macro.lower()}' for owner in owners)}." if owners else ""
+
+
+def _undefined_message(undefined: dict[str, _Target], macros: Iterable[str]) -> str:
+    parts = [f"{t.origin}: the macro {name} is not defined, but {t.name} uses it" for name, t in undefined.items()]
+    return "; ".join(parts) + "." + next(filter(None, (nearest(name, macros) for name in undefined)), "")
+
+
 def _missing_message(missing: list[tuple[str, str]]) -> str:
+    """Everything that is missing, at once; an architecture, whose fields belong together, as one thing."""
     unique = dict(missing)
-    shown = [f"{name} (asked for at {origin})" if origin else name for name, origin in unique.items()]
-    backbone = "; a file of gin/backbones sets the architecture" if any(n.startswith("T5Config") for n in unique) else ""
-    more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
-    verb = "is" if len(shown) == 1 else "are"
-    return f"{', '.join(shown[:6])}{more} {verb} not set; bind in a gin file or pass --gin.{next(iter(unique))}=VALUE{backbone}."
+    shown = [f"{name} (asked for at {origin})" if origin else name for name, origin in unique.items() if not _is_size(name)]
+    flags = " ".join(f"--gin.{name}=VALUE" for name in unique if not _is_size(name))
+    sizes = [name for name in unique if _is_size(name)]
+    if sizes:
+        shown.append(f"{sizes[0]}{f' and {len(sizes) - 1} more of T5Config' if len(sizes) > 1 else ''}")
+    advice = [f"bind in a gin file or pass {flags}"] if flags else []
+    advice += ["a file of gin/backbones sets the architecture"] if sizes else []
+    return f"{', '.join(shown)} {'is' if len(unique) == 1 else 'are'} not set; {'; '.join(advice)}."
+
+
+def _is_size(name: str) -> bool:
+    return name.startswith(f"{T5Config.__name__}.")
 
 
 def _with_origin(message: str, settings: dict[str, Setting]) -> str:

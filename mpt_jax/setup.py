@@ -1,6 +1,7 @@
 """What a run is made of, found from its configuration: streams, data, backbone on its devices, trainable start, teachers."""
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
-from mpt_jax.data.cache import LabelSet, TokenCache, open_task
+from mpt_jax.data.cache import LabelSet, TokenCache, open_task, require_splits
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.memory import choose_partitions
 from mpt_jax.models.t5 import logical_axes
-from mpt_jax.partitioning import make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_ways, make_mesh, replicated, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
@@ -72,14 +74,20 @@ def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
     return vocabulary
 
 
-def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> sampling.Loader:
-    """The training batches: a pure function of (seed, step)."""
+def check_splits(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary, *more: str) -> None:
+    """That the tasks have every split that training and validation, and `more`, need. UserError for one that is missing."""
+    splits = [experiment.data.train_split, *([experiment.data.eval_split] if experiment.train.eval_period else []), *more]
+    require_splits(experiment.data, tasks, splits, vocabulary)
+
+
+def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary, mesh: Mesh) -> sampling.Loader:
+    """The training batches: a pure function of (seed, step), with rows that the mesh can share."""
     caches = open_caches(experiment, streams.tasks, experiment.data.train_split, vocabulary)
     parts = [
         sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
         for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
     ]
-    return sampling.make_loader(experiment.data, parts)
+    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, batch_ways(mesh))
 
 
 def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:
@@ -112,7 +120,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     """The caches to validate on; [] where `TrainConfig.eval_period` is 0.
 
     Raises:
-        UserError: a task has no such split, or no metric to choose the best prompt by.
+        UserError: a task has no such split, or no metric to choose the best state by.
     """
     if not experiment.train.eval_period:
         return []
@@ -120,7 +128,7 @@ def open_validation(experiment: Experiment, tasks: Sequence[str], vocabulary: Vo
     for cache in caches:
         if not cache.has_metrics:
             raise UserError(
-                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take the last state."
+                f"Task '{cache.task}' has no metric to validate by; set TrainConfig.eval_period=0 and take what was trained last."
             )
     return caches
 
@@ -241,6 +249,11 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
         folder = _finished_folder(experiment)
         if (folder / "model" / "config.json").exists():
             config = dataclasses.replace(config, checkpoint=str(folder / "model"))
+        elif RunFolder(experiment.train.model_dir).finished() is not None:  # not the untuned backbone in its stead
+            raise UserError(
+                f"The run in MODEL_DIR {folder} has no model any more; a study keeps the weights of model tuning only with "
+                "PipelineConfig.keep_models=True, so train it again."
+            )
         return Trained(load_backbone(config, mesh=mesh), None, {}, {}, config.checkpoint)
     path = find_prompts(experiment)
     params, meta = load_prompts(path)
@@ -297,5 +310,14 @@ def export_model(folder: Path, backbone: Backbone, params: Tree) -> Path:
 
 
 def mesh_of(experiment: Experiment) -> Mesh:
-    """The mesh that the configuration asks for."""
-    return make_mesh(experiment.partition)
+    """The mesh that the configuration asks for, over all devices of this job.
+
+    Raises:
+        UserError: the devices cannot be arranged so; with `num_partitions` 0, no arrangement has the memory.
+    """
+    partition = experiment.partition
+    if partition.num_partitions == 0:
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU tells none
+        chosen = choose_partitions(experiment, find_streams(experiment).groups, jax.devices(), memory)
+        partition = dataclasses.replace(partition, num_partitions=chosen)
+    return make_mesh(partition)

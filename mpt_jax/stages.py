@@ -31,6 +31,7 @@ from mpt_jax.prompts.files import FILE_NAME
 from mpt_jax.studies.results import METHODS, run_id
 
 RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
+CURVE_POINTS = 12  # fewer do not show the course of a stage's loss; TrainConfig.log_period gives a long stage more
 START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
 # The pipeline compares fingerprints of backbone and data with those of its results.
 FREE_IN_A_STUDY = FREE | {"backbone.checkpoint", "backbone.vocabulary"}
@@ -261,7 +262,8 @@ def _source_runs(cfg: PipelineConfig, base: Experiment) -> tuple[Run, ...]:
 
 
 def _source_folder(cfg: PipelineConfig, kind: str, seed: int) -> str:
-    return _folder(cfg, f"{kind}-seed{seed}" if seed else kind)
+    """Called by the seed that its runs record; that of RANDOM_SEED itself is called by its kind alone."""
+    return _folder(cfg, f"{kind}-seed{cfg.base.data.seed + seed}" if seed else kind)
 
 
 def _parts(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]) -> list[tuple[Run, ...]]:
@@ -285,10 +287,11 @@ def _start_of(cfg: PipelineConfig, method: str, k: int, runs: Sequence[Run]) -> 
 def _experiment(
     base: Experiment, settings: StageConfig, folder: str, streams: tuple[StreamConfig, ...], sampling: str, **periods: Any
 ) -> Experiment:
-    """`base` with a stage's length, speed, streams and folder."""
+    """`base` with a stage's length, speed, streams and folder; a short stage tells its loss more often than `base` does."""
     batch = settings.batch_size * (len(streams) if sampling == "bank" else 1)
     data = dataclasses.replace(base.data, mixture=streams[0].task, streams=streams, sampling=sampling, batch_size=batch)
-    train = dataclasses.replace(base.train, steps=settings.steps, model_dir=folder, **periods)
+    period = max(1, min(base.train.log_period, settings.steps // CURVE_POINTS))
+    train = dataclasses.replace(base.train, steps=settings.steps, model_dir=folder, log_period=period, **periods)
     optimizer = dataclasses.replace(base.optimizer, name=settings.optimizer, rules=settings.rules)
     return dataclasses.replace(base, data=data, train=train, optimizer=optimizer)
 

@@ -7,12 +7,13 @@ validates and saves, in this order and each only if the loss is finite. Its fold
     metrics.jsonl           see `progress.py`; the same numbers for TensorBoard in tensorboard/
     checkpoints/            see `checkpoint/store.py`
     prompts.safetensors     the best prompt of each group by validation score, or the last where there was no validation
-    model/                  instead of a prompt, with PromptConfig.method="none": the tuned model, a Hugging Face folder
+    model/                  instead of prompts, with PromptConfig.method="none": the tuned model, a Hugging Face folder
     finished.json           written last
 """
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.checkpoint.store import Store
 from mpt_jax.config import Experiment
+from mpt_jax.data.sampling import Loader
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate
 from mpt_jax.monitor import Best, Interrupt, Meter
@@ -34,10 +36,11 @@ from mpt_jax.partitioning import check_batch_size, place_batch
 from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
-from mpt_jax.shapes import BATCH_SHAPES
+from mpt_jax.shapes import PACKED_SHAPES
 from mpt_jax.train_state import create_state, make_train_step
 
 Tree = Any
+CUT_SHARE = 0.01  # of the training examples: above it, each run tells how many were cut
 
 
 class TrainResult(NamedTuple):
@@ -45,14 +48,14 @@ class TrainResult(NamedTuple):
 
     Attributes:
         params: best (or last) trainable of each group as NumPy arrays: a prompt module's parameters, or {"backbone": …}.
-        prompts_path: the prompt file, or the folder of the tuned model.
+        path: the prompt file, or the folder of the tuned model.
         history: the lines of `metrics.jsonl`.
         scores: best validation score of each group [G], NaN without validation.
         earlier_seconds: what earlier calls have spent on the steps that this one did not take.
     """
 
     params: Tree
-    prompts_path: Path
+    path: Path
     history: list[Record]
     scores: np.ndarray
     earlier_seconds: float
@@ -93,7 +96,8 @@ class _Run:
         self.backbone = setup.open_backbone(experiment, self.mesh, backbone)
         self.vocabulary = setup.open_vocabulary(experiment, self.backbone)
         self.streams = setup.find_streams(experiment)
-        self.loader = setup.make_loader(experiment, self.streams, self.vocabulary)
+        setup.check_splits(experiment, self.streams.tasks, self.vocabulary)
+        self.loader = setup.make_loader(experiment, self.streams, self.vocabulary, self.mesh)
         self.validation = setup.open_validation(experiment, self.streams.tasks, self.vocabulary)
         self.labels = setup.open_labels(experiment, self.streams.tasks, self.vocabulary) if self.validation else None
 
@@ -119,7 +123,7 @@ class _Run:
             self.first,
             self.streams.tasks,
             groups,
-            task_ids=lambda step: self.loader.batch(step)["task_ids"],
+            task_ids=lambda step: self.loader.draw(step)[0],
             last_good=lambda: self.store.latest() if self.store is not None else None,
         )
         self.meter.load(meta.get("sums", {}))
@@ -131,6 +135,8 @@ class _Run:
             tensorboard=self.config.tensorboard,
             label=label,
         )
+        for warning in _warnings(experiment, self.loader):
+            self.progress.say(warning)
         if self.first:
             self.progress.say(f"resuming at step {self.first}" + self._stretched(meta.get("steps", self.config.steps)))
 
@@ -138,7 +144,7 @@ class _Run:
         """To the run's end. KeyboardInterrupt, with the step saved, once an interrupt was requested."""
         config, progress = self.config, self.progress
         for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
-            placed = place_batch({name: batch[name] for name in BATCH_SHAPES}, self.mesh)
+            placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
                 self.state, metrics = self.train_step(self.state, self.frozen, placed)
             self.meter.add(metrics)
@@ -232,6 +238,21 @@ class _Run:
     def _seconds(self) -> float:
         """Of this call and of those that took the steps before it."""
         return self.earlier_seconds + time.perf_counter() - self.began
+
+
+def _warnings(experiment: Experiment, loader: Loader) -> Iterator[str]:
+    """What a run should not do silently, though it may be meant."""
+    steps, warmup = experiment.train.steps, experiment.optimizer.warmup_steps
+    if 0 < steps <= warmup:
+        yield (
+            f"warning: OptimizerConfig.warmup_steps={warmup} is not below TRAIN_STEPS={steps}: the learning rate only rises, to "
+            f"{(steps - 1) / warmup:.0%} of its peak"
+        )
+    caches = {stream.task: stream.cache for stream in loader.streams}.values()
+    for name, length in loader.lengths.items():
+        share = sum(cache.truncated[name] for cache in caches) / sum(map(len, caches))
+        if share > CUT_SHARE:
+            yield f"warning: {share:.0%} of the training examples have {name} longer than {length} tokens, which are cut to them"
 
 
 def _write_result(

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mpt_jax.config import LossConfig, OptimizerConfig
 from mpt_jax.distill import make_loss
-from mpt_jax.losses import present_streams
+from mpt_jax.losses import of_positions, present_streams
 from mpt_jax.models.t5 import T5, logical_axes
 from mpt_jax.optim import make_optimizer
 from mpt_jax.partitioning import replicated, tree_sharding
@@ -84,7 +84,8 @@ def _make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable))
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
-        present = present_streams(batch["task_ids"], batch["loss_weights"], len(groups))
+        task_ids = of_positions(batch["task_ids"], batch.get("decoder_segments"))
+        present = present_streams(task_ids, batch["loss_weights"], len(groups))
         trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, present)
         new = TrainState(state.step + 1, trainable, opt_state, state.key)
         # Leave the state where it came from, or the second step would be compiled anew for its new place.
@@ -103,15 +104,35 @@ def create_state(
     mesh: Mesh,
 ) -> TrainState:
     """The state of step 0, on its devices. `trainable` is copied: a donated state must not take the backbone with it."""
-    optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, trainable))
     trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trainable)
-    state = TrainState(
+    state = _initial_state(trainable, optimizer_config, total_steps, groups, seed)
+    return jax.device_put(state, state_sharding(state, model, mesh), may_alias=False)
+
+
+def state_shapes(
+    trainable: Tree, model: T5, optimizer_config: OptimizerConfig, total_steps: int, groups: tuple[int, ...], mesh: Mesh
+) -> TrainState:
+    """What `create_state` would return for a trainable of these shapes, as `jax.ShapeDtypeStruct`s with their places."""
+    start = functools.partial(_initial_state, optimizer_config=optimizer_config, total_steps=total_steps, groups=groups, seed=0)
+    state = jax.eval_shape(start, trainable)
+    return jax.tree.map(place_shape, state, state_sharding(state, model, mesh))
+
+
+def place_shape(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array that lies as `sharding` says."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _initial_state(
+    trainable: Tree, optimizer_config: OptimizerConfig, total_steps: int, groups: tuple[int, ...], seed: int
+) -> TrainState:
+    optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, trainable))
+    return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         opt_state=optimizer.init(trainable),
         key=jax.random.key_data(jax.random.key(seed)),
     )
-    return jax.device_put(state, state_sharding(state, model, mesh), may_alias=False)
 
 
 def state_sharding(state: TrainState, model: T5, mesh: Mesh) -> TrainState:

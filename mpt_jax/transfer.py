@@ -16,7 +16,8 @@ import numpy as np
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.config import Experiment, StreamConfig
 from mpt_jax.data.cache import TokenCache
-from mpt_jax.data.sampling import assemble, k_shot_rows
+from mpt_jax.data.layout import Examples, assemble
+from mpt_jax.data.sampling import k_shot_rows
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.evaluate import examined
 from mpt_jax.losses import cross_entropy
@@ -68,7 +69,7 @@ def prompt_losses(
     for begin in range(0, len(rows), batch_size):
         part = rows[begin : begin + batch_size]
         filled = np.concatenate([part, np.full(batch_size - len(part), part[-1])])  # one shape, one compilation
-        batch = assemble([cache], np.zeros(batch_size, np.int32), filled, lengths)
+        batch = assemble(Examples([cache], np.zeros(batch_size, np.int32), filled), lengths)
         batch["loss_weights"][len(part) :] = 0
         total += np.asarray(evaluate(backbone.params, jnp.asarray(prompts), batch), np.float64)
         tokens += float(batch["loss_weights"].sum())

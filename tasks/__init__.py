@@ -1,5 +1,5 @@
 """Tasks registered with seqio when this package is imported (`DataConfig.task_modules` names it)."""
 
-from tasks import files, mini, mpt_sources, pretrain, sketch
+from tasks import c4, files, glue, mini, mixtures, mrqa, nlg, others, pretrain, sketch, superglue
 
-__all__ = ["files", "mini", "mpt_sources", "pretrain", "sketch"]
+__all__ = ["c4", "files", "glue", "mini", "mixtures", "mrqa", "nlg", "others", "pretrain", "sketch", "superglue"]

@@ -1,242 +1,216 @@
-"""Tasks from your own files: every folder of JSONL or TSV files under the folder that the variable MPT_JAX_DATA names.
+"""Your own tasks: every folder of JSONL or TSV files under the folder that the variable MPT_JAX_DATA names.
 
-    $MPT_JAX_DATA/<task>/{train,validation,test}.jsonl      one JSON object a line       → seqio task `files_<task>`
-                                                .tsv        field names in the first line, tabs between fields, no quoting
+    $MPT_JAX_DATA/<task>/{train,validation,test}.jsonl or .tsv    (`reading.py`)  →  seqio task `files_<task>`
 
-* A well-known name (sst2, mnli, qnli, qqp, rte, cb, boolq, wic, mrpc, ... `preprocessors.KNOWN`) with the field names of TFDS
-  gets the format and metrics of the literature; labels become digits.
-* Rows with `question`, `context`, `answers` ({"text": [...]}, a list, or one text) are extractive questions, under any name.
-* Anything else: rows with `inputs` and `targets`, both text, scored by accuracy (with a list `answers` in every row: by exact
-  match and F1 against the best of them). Other fields are left out.
+* Rows with `inputs` and `targets`, both text, scored by accuracy (with a list `answers` in every row: by exact match and F1
+  against the best of them).
+* Rows with `question`, `context`, `answers` ({"text": [...]}, a list, or one text) are extractive questions.
+* Rows of any other fields, with a file `task.json` beside them that says what to make of them:
 
-A field of the wrong kind, null or an empty target is an error that names its line. Rows whose `answers` are all empty are left
-out, with a warning that counts them; a file without any other rows is an error.
+    {"inputs": "premise: {premise} hypothesis: {hypothesis}", "target": "label",
+     "labels": {"0": "yes", "1": "maybe", "2": "no"}, "metrics": ["accuracy", "f1_macro"]}
+
+  `inputs` is a template with fields in braces; `target` (default "label") is the field for the targets; `labels` (may be left
+  out) gives the word for each of its values; `metrics` (default accuracy) are functions of `mpt_jax/metrics.py`.
+
+A folder with the name and the fields of a dataset of the library (sst2, mnli, ...) is read by the library's tasks, `sst2_t5` for
+instance: see `library.py`.
 
 Without a test file, ATTEMPT's rule makes a test split out of what is labelled: with fewer than 10,000 training rows the
 validation file is halved into validation and test; otherwise 1,000 training rows become the validation split and the validation
-file is the test split. Which rows: a permutation from a fixed seed (NumPy's, so not the same rows as ATTEMPT's).
+file is the test split. Which rows: `splits.py`.
 """
 
+import dataclasses
 import functools
 import json
 import logging
-import math
-import os
 import re
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import seqio
 
 from mpt_jax import metrics
+from mpt_jax.config import nearest
 from mpt_jax.data.records import read_records
 from mpt_jax.errors import UserError
-from tasks import features, preprocessors
+from tasks import features, library, mixtures, mrqa, preprocessors, reading, splits
 
-VARIABLE = "MPT_JAX_DATA"
-SMALL_TRAIN = 10_000
-HELD_OUT = 1_000
-SPLIT_SEED = 42
-ENDINGS = ("jsonl", "tsv")
-
-GENERIC = preprocessors.Format(lambda dataset: dataset, {"inputs": "text", "targets": "target"})
-GENERIC_WITH_ANSWERS = preprocessors.Format(
-    lambda dataset: dataset, GENERIC.columns | {"answers": "texts"}, (metrics.squad,), metrics.with_answers
-)
+SPLITS = ("train", "validation", "test")
+CARD = "task.json"
+CARD_METRICS = ("accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman", "squad", "bleu", "rouge")
+OF_NUMBERS, OF_TEXTS = ("pearson", "spearman"), ("squad", "bleu", "rouge")
+NO_FORMAT = f", or a file {CARD} beside it that says what to make of its fields"
 
 logger = logging.getLogger("mpt_jax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How the rows of a folder become text, and how the text is scored."""
+
+    preprocessors: tuple[Callable[..., Any], ...]
+    columns: reading.Columns
+    metric_fns: tuple[Callable[..., Any], ...] = (metrics.accuracy,)
+    postprocess_fn: Callable[..., Any] = metrics.strip
+
+
+GENERIC = Form((), {"inputs": reading.TEXT, "targets": reading.TARGET})
+GENERIC_WITH_ANSWERS = Form((), {**GENERIC.columns, "answers": reading.TEXTS}, (metrics.squad,), metrics.with_answers)
 
 
 class FolderSource(features.RowsSource):
     """Rows of `$MPT_JAX_DATA/<task>`; the folder is looked up when it is used, not when the task is registered."""
 
-    def __init__(self, task: str, columns: preprocessors.Columns):
-        super().__init__(functools.partial(split_rows, task, columns), (), lambda split: _files(task), (VARIABLE,))
+    def __init__(self, task: str, columns: reading.Columns):
+        super().__init__(functools.partial(split_rows, task, columns), (), lambda split: _files(task), (reading.VARIABLE,))
         self.task = task
 
     @property
     def splits(self) -> tuple[str, ...]:
-        names = tuple(name for name in ("train", "validation", "test") if _file(self.task, name).is_file())
+        names = tuple(name for name in SPLITS if reading.file_of(self.task, name).is_file())
         if not names:
+            folder = reading.file_of(self.task, "train").parent
+            missing = next(
+                (f"folder {path}" for path in (folder.parent, folder) if not path.is_dir()), f"{folder}/train.jsonl or .tsv"
+            )
             raise UserError(
-                f"There is no {_file(self.task, 'train')} and no train.tsv; put the task's files there, or correct {VARIABLE} or "
-                "the name."
+                f"There is no {missing}; put the files of the task there, or correct {reading.VARIABLE} or the task's name."
             )
         return (*names, "test") if names == ("train", "validation") else names
 
 
 def register() -> None:
-    """Registers the well-known names, and every other folder of `$MPT_JAX_DATA`. Names that are registered already stay."""
-    folder = os.environ.get(VARIABLE)
-    paths = [path for ending in ENDINGS for path in Path(folder).expanduser().glob(f"*/train.{ending}")] if folder else []
-    found = sorted(path.parent.name for path in paths)
-    for task in dict.fromkeys([*preprocessors.KNOWN, *found]):
+    """Registers every folder of `$MPT_JAX_DATA` with a training file. Names that are registered already stay."""
+    folder = reading.data_folder(needed=False)
+    paths = [path for ending in reading.ENDINGS for path in folder.glob(f"*/train.{ending}")] if folder else []
+    for task in sorted({path.parent.name for path in paths}):
         if not re.fullmatch(r"[\w.]+", task):  # seqio's rule
             logger.warning("%s/%s is not read: rename the folder, with letters, digits, _ and . only", folder, task)
             continue
-        if f"files_{task}" not in seqio.TaskRegistry.names():
-            form = _format(task, _first_row(task) if task in found else None)
+        if f"files_{task}" in seqio.TaskRegistry.names():
+            continue
+        try:
+            form = _form(task, _first_row(task))
+        except UserError as error:  # of a card; the other folders' tasks may still be used
+            logger.warning("files_%s is not there. %s", task, error)
+            continue
+        if form is not None:
             seqio.TaskRegistry.add(
                 f"files_{task}",
                 source=FolderSource(task, form.columns),
-                preprocessors=[form.preprocessor, *features.TOKENIZE],
+                preprocessors=[*form.preprocessors, *features.TOKENIZE],
                 output_features=features.output_features(),
                 postprocess_fn=form.postprocess_fn,
                 metric_fns=list(form.metric_fns),
             )
 
 
-def split_rows(task: str, columns: preprocessors.Columns, split: str) -> list[features.Row]:
+def split_rows(task: str, columns: reading.Columns, split: str) -> list[features.Row]:
     """The rows of a split, given or made by ATTEMPT's rule (see the top of this file).
 
     Raises:
       UserError: a file is missing or cannot be divided; or one of its lines cannot be read, lacks a field or has a wrong one.
     """
-    if _file(task, "test").is_file() or not _file(task, "validation").is_file():
-        return read_rows(_file(task, split), columns)
-    train = read_rows(_file(task, "train"), columns)
-    if len(train) < SMALL_TRAIN:
-        return train if split == "train" else _half(_file(task, "validation"), columns, split)
-    if split == "test":
-        return read_rows(_file(task, "validation"), columns)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
-    return [train[i] for i in np.sort(order[:HELD_OUT] if split == "validation" else order[HELD_OUT:])]
+    part = splits.Part(split)
+    if not reading.file_of(task, "test").is_file() and reading.file_of(task, "validation").is_file():
+        train = reading.read_rows(reading.file_of(task, "train"), columns, hint=NO_FORMAT)
+        small = len(train) < splits.SMALL_TRAIN
+        part = (splits.halved() if small else splits.held_out())[split]
+        told = "the validation file is halved" if small else f"{splits.HELD_OUT:,} training rows are held out for validation"
+        logger.info("%s: %s, as there is no test file", reading.file_of(task, "train").parent, told)
+    path = reading.file_of(task, part.official)
+    rows = reading.read_rows(path, columns, hint=NO_FORMAT)
+    return reading.answered([rows[i] for i in splits.chosen(part, len(rows))], path)
 
 
-def _half(path: Path, columns: preprocessors.Columns, split: str) -> list[features.Row]:
-    rows = read_rows(path, columns)
-    half = max(len(rows) // 2, 1)  # a single row is for validation
-    if split == "test" and half == len(rows):
-        raise UserError(
-            f"{path} has one row, which cannot be halved into validation and test; give it a second row, or add a test file."
-        )
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(rows))
-    return [rows[i] for i in np.sort(order[:half] if split == "validation" else order[half:])]
+# ---------------------------------------------------------------- forms
 
 
-def read_rows(path: Path, columns: preprocessors.Columns) -> list[features.Row]:
-    """The fields `columns` of each line, in the form that TFDS gives them, without the rows that have no answer."""
-    rows, unanswered = [], 0
-    for number, record in read_records(path):
-        missing = [name for name in columns if name not in record and name != "id"]
-        if missing:
-            raise UserError(
-                f"{path}, line {number}: no field '{missing[0]}' (it has {', '.join(record)}); "
-                f"this task needs {', '.join(columns)}."
-            )
-        place = f"{path}, line {number}"
-        row = {name: _value(record.get(name, str(number)), kind, name, place) for name, kind in columns.items()}
-        if row.get("answers") in ([], {"text": []}):
-            unanswered += 1
-        else:
-            rows.append(row)
-    if not rows and unanswered:
-        raise UserError(f"{path} has {unanswered} rows, all with empty 'answers'; give each question an answer at least.")
-    if not rows:
-        raise UserError(f"{path} has no rows; give it a row a line, with {', '.join(columns)}.")
-    if unanswered:
-        logger.warning("%s: %d rows with empty 'answers' are left out", path, unanswered)
-    return rows
-
-
-def _value(value: Any, kind: Any, name: str, place: str) -> Any:
-    """`value` as its kind has it: one of KINDS, or a dict of them. UserError when it is of another."""
-    if isinstance(kind, dict):
-        if not isinstance(value, dict) and len(kind) == 1:  # `answers` without the `text` of TFDS
-            return {inner: _value(value, kind[inner], name, place) for inner in kind}
-        if isinstance(value, dict):
-            return {inner: _value(value.get(inner), kind[inner], f"{name}.{inner}", place) for inner in kind}
-        wanted, converted = f"an object with {' and '.join(kind)}", None
-    else:
-        wanted, convert = KINDS[kind]
-        converted = convert(value)
-    if converted is None:
-        shown = json.dumps(value, ensure_ascii=False)[:80]
-        raise UserError(f"{place}: '{name}' must be {wanted}, not {shown}; correct the line.")
-    return converted
-
-
-def _text(value: Any) -> str | None:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
-
-
-def _target(value: Any) -> str | None:
-    text = _text(value)
-    return text if text and text.strip() else None
-
-
-def _label(value: Any) -> str | None:
-    return None if isinstance(value, float) else _target(value)  # 1.0 would be another word than 1
-
-
-def _texts(value: Any) -> list[str] | None:
-    texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
-    return None if None in texts else [text for text in texts if text and text.strip()]
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(_text(value) or "nan")
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _position(value: Any) -> int | None:
-    return int(value) if str(value).isdecimal() and int(value) < 1000 else None  # the most that a regular expression counts to
-
-
-KINDS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # name: (in words, conversion; None where a value is of another kind)
-    "text": ("text", _text),
-    "target": ("text that is not empty", _target),
-    "label": ("a whole number (such as 0 or 1) or a word", _label),
-    "number": ("a number", _number),
-    "position": ("the number of a word, 0 to 999", _position),
-    "texts": ("a text or a list of texts", _texts),
-}
-
-
-def _format(task: str, row: dict[str, Any] | None) -> preprocessors.Format:
+def _form(task: str, row: dict[str, Any] | None) -> Form | None:
+    """The form of a folder whose first row is `row`; None where it is one of the library's."""
+    card = reading.candidates(task, "train")[0].with_name(CARD)
+    if card.is_file():
+        return _card_form(card)
     if row and {"inputs", "targets"} <= row.keys():
         return GENERIC_WITH_ANSWERS if isinstance(row.get("answers"), list) else GENERIC
-    known = preprocessors.known_format(task)
-    if known is None and row and {"question", "context", "answers"} <= row.keys():
-        return preprocessors.squad_format(task)
-    return known or GENERIC
+    if task in mixtures.DATASETS:
+        return None
+    if row and {"question", "context", "answers"} <= row.keys():
+        text = functools.partial(
+            preprocessors.text_to_text, inputs=f"{task} {mrqa.QUESTION}", target="answer", carry=("answers", "id")
+        )
+        return Form((preprocessors.squad_all, text), mrqa.SQUAD_COLUMNS, (metrics.squad,), metrics.with_answers)
+    return GENERIC  # which tells what is missing when the task is used
+
+
+def _card_form(path: Path) -> Form:
+    """The form that a `task.json` declares. UserError when it is wrong."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); correct it.") from None
+    known = {"inputs": str, "target": str, "labels": dict, "metrics": list}
+    for name, value in card.items() if isinstance(card, dict) else ():
+        if name not in known:
+            raise UserError(
+                f"{path} has the key '{name}', which means nothing.{nearest(name, known)} It may have {', '.join(known)}."
+            )
+        if not isinstance(value, known[name]):
+            raise UserError(f"{path}: '{name}' must be a {known[name].__name__}, not {value!r}; correct it.")
+    if not isinstance(card, dict) or "inputs" not in card:
+        raise UserError(f"{path} needs the key 'inputs', a template such as \"text: {{text}}\"; add it.")
+    target, labels = card.get("target", "label"), {str(value): str(word) for value, word in card.get("labels", {}).items()}
+    fields = _template_fields(path, card["inputs"])
+    names = card.get("metrics", ["accuracy"])
+    for name in names:
+        if name not in CARD_METRICS or not hasattr(metrics, name):
+            raise UserError(
+                f"{path} names the metric '{name}'.{nearest(name, CARD_METRICS)} There are {', '.join(CARD_METRICS)}."
+            )
+    if {"f1", "f1_macro"} & set(names) and len(labels) < 2:
+        raise UserError(f"{path} names the metric '{names[0]}', which needs 'labels', two words at least; add them.")
+    words = tuple(labels.values())
+    text = functools.partial(
+        preprocessors.text_to_text, inputs=card["inputs"], target=target, classes=tuple(labels), labels=words
+    )
+    kind = _one_of(tuple(labels)) if labels else reading.TARGET
+    postprocess = metrics.number if set(names) <= set(OF_NUMBERS) else metrics.strip
+    functions = tuple(library.metric_fn(name, words) for name in names)
+    return Form((text,), dict.fromkeys(fields, reading.TEXT) | {target: kind}, functions, postprocess)
+
+
+def _template_fields(path: Path, template: str) -> list[str]:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise UserError(
+            f"{path}: 'inputs' is not a template ({error}); write fields in braces, braces themselves twice."
+        ) from None
+    if not fields or "" in fields:
+        raise UserError(f"{path}: 'inputs' must name fields in braces, not {template!r}; write {{text}}, for instance.")
+    return fields
+
+
+def _one_of(values: tuple[str, ...]) -> reading.Kind:
+    return reading.Kind(f"one of {', '.join(values)}", lambda value: str(value) if str(value) in values else None)
 
 
 def _first_row(task: str) -> dict[str, Any] | None:
+    """The first row of the training file, None where it cannot be read: that is told when the task is used."""
     try:
-        return next(read_records(_file(task, "train")))[1]
-    except (UserError, StopIteration):
-        return None  # told when the task is used
-
-
-def _candidates(task: str, split: str) -> list[Path]:
-    folder = os.environ.get(VARIABLE)
-    if not folder:
-        raise UserError(
-            f"Task 'files_{task}' reads the folder named by the environment variable {VARIABLE}, which is not set; "
-            f"set it to the folder that holds {task}/train.jsonl."
-        )
-    return [Path(folder).expanduser() / task / f"{split}.{ending}" for ending in ENDINGS]
-
-
-def _file(task: str, split: str) -> Path:
-    """The file of a split, the JSONL one if there is none. UserError when there are both."""
-    jsonl, tsv = _candidates(task, split)
-    if jsonl.is_file() and tsv.is_file():
-        raise UserError(f"There are both {jsonl} and {tsv}; keep the one that is meant.")
-    return tsv if tsv.is_file() else jsonl
+        return next((row for _, row in read_records(reading.file_of(task, "train"))), None)
+    except UserError:
+        return None
 
 
 def _files(task: str) -> list[str]:
     """All files of the task: which splits there are, and in which way they are cut, depends on each of them."""
-    return [str(path) for split in ("train", "validation", "test") for path in _candidates(task, split)]
+    paths = [path for split in SPLITS for path in reading.candidates(task, split)]
+    return [str(path) for path in [*paths, paths[0].with_name(CARD)]]
 
 
 register()

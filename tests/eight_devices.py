@@ -1,4 +1,4 @@
-"""Run by test_partitioning.py in a process with 8 simulated devices: one device, data parallel, data and model parallel."""
+"""Run by test_partitioning.py in a process with 8 simulated devices: every mesh computes what one device does."""
 
 import dataclasses
 from pathlib import Path
@@ -9,13 +9,17 @@ import tiny
 
 from mpt_jax import partitioning, setup, train_state
 from mpt_jax.checkpoint.backbone import Backbone
+from mpt_jax.collectives import collectives_of
 from mpt_jax.config import PartitionConfig
 from mpt_jax.data.cache import LabelSet
+from mpt_jax.distill import make_loss
 from mpt_jax.models.t5 import T5, init_params
 from mpt_jax.predict import predict_tokens, rank_labels
 from mpt_jax.prompts import build_prompt
 
 MESHES = {"one": (1, 1), "data": (8, 1), "both": (8, 4)}  # devices, of which so many hold one model together
+# "model" and "fsdp" of every mesh of 8 devices.
+SHAPES = [(model, fsdp) for model in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if model * fsdp <= 8]
 ARCHITECTURE = dataclasses.replace(tiny.CONFIG, num_heads=4, num_encoder_layers=1, num_decoder_layers=1)
 PROMPT = {"prompt": np.linspace(-1, 1, 2 * 4 * 16, dtype=np.float32).reshape(2, 4, 16)}
 
@@ -35,6 +39,17 @@ def make_batch():
     }
 
 
+def make_packed():
+    """The same examples, two to a row, with room for their prompts."""
+    batch = make_batch()
+    batch["encoder_tokens"] = np.pad(batch["encoder_tokens"], ((0, 0), (PROMPT["prompt"].shape[1], 0)))
+    segments = {
+        f"{stack}_segments": np.tile(np.repeat(np.array([1, 2], np.int32), batch[name].shape[1]), (8, 1))
+        for stack, name in (("encoder", "encoder_tokens"), ("decoder", "decoder_target_tokens"))
+    }
+    return {name: array.reshape(8, -1) for name, array in batch.items()} | segments
+
+
 def shards(leaf):
     """Into how many different parts an array is cut."""
     return leaf.size // leaf.addressable_shards[0].data.size
@@ -44,25 +59,61 @@ def wi_0(params):
     return params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"]
 
 
-def losses(config, backbone, module, mesh):
+def gradients(config, plain, module):
+    """Loss and gradient of the prompt on every mesh, and what its program sends."""
+    loss = make_loss(plain.model, module, config.loss, (0, 1))
+    step = jax.jit(jax.value_and_grad(lambda prompt, frozen, batch: loss(prompt, frozen, batch, None)[0]))
+    expected = step(PROMPT, {"backbone": plain.params}, make_batch())
+    for model, fsdp in SHAPES:
+        mesh = partitioning.make_mesh(PartitionConfig(model, fsdp))
+        backbone = setup.place_backbone(plain, mesh)
+        assert shards(wi_0(backbone.params)) == model * fsdp
+        arguments = (
+            jax.device_put(PROMPT, partitioning.replicated(mesh)),
+            {"backbone": backbone.params},
+            partitioning.place_batch(make_batch(), mesh),
+        )
+        compiled = step.lower(*arguments).compile()
+        got = compiled(*arguments)
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-5, err_msg=f"{model=} {fsdp=}")
+        error = np.abs(got[1]["prompt"] - expected[1]["prompt"]).max() / np.abs(expected[1]["prompt"]).max()
+        assert error < 1e-5, f"{model=} {fsdp=}: the gradient is {error:.1e} off"
+        check_communication(collectives_of(compiled.as_text()), mesh)
+
+
+def check_communication(found, mesh):
+    """Sums over "data" and "model"; weights are fetched where "fsdp" cuts them, and nowhere else."""
+    gathered = [c for c in found if c.kind == "all-gather" and str(ARCHITECTURE.d_ff) in c.shapes]
+    if mesh.shape["fsdp"] == 1:
+        assert not gathered, f"{mesh.shape}: a weight is gathered: {gathered}"
+    if mesh.shape["model"] == mesh.shape["fsdp"] == 1:
+        assert {c.kind for c in found} == {"all-reduce"} and all(c.times == 1 for c in found), found
+    if mesh.shape["model"] == 1 < mesh.shape["fsdp"]:
+        assert gathered, f"{mesh.shape}: no weight is gathered: {found}"
+
+
+def losses(config, backbone, module, mesh, make=make_batch):
     """[2 steps, G], of the prompt (with a module) or of model tuning (without)."""
     groups = (0, 1) if module else (0, 0)
     recipe = (config.optimizer, 9, groups)
     state = train_state.create_state(PROMPT if module else {"backbone": backbone.params}, backbone.model, *recipe, 0, mesh)
     frozen = {"backbone": backbone.params if module else {}}
     step = train_state.make_train_step(backbone.model, module, config.loss, *recipe, mesh)
-    found = []
+    found, compiled = [], step._cache_size()
     for _ in range(2):
-        batch = partitioning.place_batch(make_batch(), mesh)
-        assert shards(batch["encoder_tokens"]) == mesh.shape["data"]
+        batch = partitioning.place_batch(make(), mesh)
+        assert shards(batch["encoder_tokens"]) == partitioning.batch_ways(mesh)
         state, metrics = step(state, frozen, batch)
         found.append(np.asarray(metrics["loss"]))
-    assert step._cache_size() == 1, "the state moved, and the second step was compiled anew"
+    assert step._cache_size() == compiled + 1, "the state moved, and the second step was compiled anew"
     if not module:
-        assert shards(wi_0(state.trainable["backbone"])) == mesh.shape["model"], "the tuned model is not shared out"
+        assert shards(wi_0(state.trainable["backbone"])) == mesh.shape["model"] * mesh.shape["fsdp"], (
+            "the tuned model is not shared out"
+        )
         moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == wi_0(state.trainable["backbone"]).shape]
         assert moments, "no second moment of the parameter's shape to look at"
-        assert all(shards(leaf) == mesh.shape["model"] for leaf in moments), "the optimiser's state is not shared out"
+        ways = mesh.shape["model"] * mesh.shape["fsdp"]
+        assert all(shards(leaf) == ways for leaf in moments), "the optimiser's state is not shared out"
     return np.stack(found)
 
 
@@ -72,11 +123,14 @@ def main():
     plain = Backbone(T5(ARCHITECTURE), init_params(ARCHITECTURE, jax.random.key(0)), "", Path())
     module = build_prompt(config.prompt, (0, 1), ARCHITECTURE.d_model)
     results = {}
+    gradients(config, plain, module)
     for name, (devices, ways) in MESHES.items():
         mesh = partitioning.make_mesh(PartitionConfig(ways), jax.devices()[:devices])
         backbone = setup.place_backbone(plain, mesh)
         assert shards(wi_0(backbone.params)) == ways
         results[name, "prompt"] = losses(config, backbone, module, mesh)
+        packed = losses(config, backbone, module, mesh, make_packed)
+        np.testing.assert_allclose(packed, results[name, "prompt"], rtol=1e-5, err_msg=f"{name}, packed")
         if name != "data":
             results[name, "model"] = losses(config, backbone, None, mesh)
         inputs = list(make_batch()["encoder_tokens"][:11])

@@ -3,12 +3,16 @@
 import dataclasses
 import functools
 import importlib
+import io
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +21,18 @@ from tiny import make_vocabulary
 
 from mpt_jax import metrics
 from mpt_jax.config import DataConfig
-from mpt_jax.data.cache import TokenCache, function_spec, load_function, mixture_tasks, open_task
+from mpt_jax.data import writer
+from mpt_jax.data.cache import FORMAT, TokenCache, function_spec, load_function, mixture_tasks, open_task
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.progress import counted
 
 ROOT = Path(__file__).parent.parent
 
 TASKS = """
     import functools
+    import time
+
     import seqio
     from mpt_jax import metrics
     from tasks import features
@@ -48,6 +56,14 @@ TASKS = """
         assert isinstance(example["inputs_pretokenized"], bytes)  # as seqio has it
         return text.split()[-1] + str(example["number"])
 
+    def slowly(dataset):
+        def wait(number):
+            time.sleep(0.001)
+            return number
+
+        wait_for = lambda row: row | {"number": seqio.preprocessors.tf.numpy_function(wait, [row["number"]], "int64")}
+        return dataset.map(wait_for)
+
     def add(name, **changes):
         seqio.TaskRegistry.add(
             f"{__name__}_{name}",
@@ -65,6 +81,13 @@ TASKS = """
     add("cuts_eos", preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos])
     add("one_step", preprocessors=[seqio.preprocessors.tokenize_and_append_eos])
     add("own_metrics", postprocess_fn=last_word)
+    add(
+        "numbers",
+        source=features.rows_source({"train": [{"inputs": "a", "targets": str(i % 5)} for i in range(50)]}),
+        postprocess_fn=metrics.number,
+        metric_fns=[metrics.pearson],
+    )
+    add("slow", source=features.rows_source({"train": functools.partial(rows, 3000)}), preprocessors=[slowly, *features.TOKENIZE])
     add("nothing", preprocessors=[lambda dataset: dataset.take(0), *features.TOKENIZE])
     seqio.MixtureRegistry.add(f"{__name__}_mixture", [(f"{__name__}_plain", 3.0), (f"{__name__}_cuts_eos", 1.5)])
     seqio.MixtureRegistry.add(f"{__name__}_outer", [(f"{__name__}_mixture", 1.0), (f"{__name__}_one_step", 1.0)])
@@ -190,14 +213,27 @@ def test_scores_are_the_tasks_own(place, vocabulary):
     scores = cache.score(predictions)
     hits = sum(prediction.strip() == target for prediction, target in zip(predictions, cache.labels, strict=True))
     assert scores["accuracy"] == pytest.approx(100 * hits / 700)
-    assert set(scores) == {"accuracy", "f1"}
-    assert cache.score(["red", "no blue"], [0, 1]) == {"accuracy": 100.0, "f1": 100.0}
-    assert cache.score(["red", "no blue"], np.array([1, 0])) == {"accuracy": 0.0, "f1": 0.0}
+    assert set(scores) == {"accuracy", "f1", "invalid"}
+    assert cache.score(["red", "no blue"], [0, 1]) == {"accuracy": 100.0, "f1": 100.0, "invalid": 0.0}
+    assert cache.score(["red", "no blue"], np.array([1, 0])) == {"accuracy": 0.0, "f1": 0.0, "invalid": 0.0}
+    few = open_task(place.data, f"{place.module}_plain", "test", vocabulary)  # no classification
+    assert few.score(["red"], [0]) == {"accuracy": 100.0, "f1": 100.0}
     own = open_task(place.data, f"{place.module}_own_metrics", "train", vocabulary)
     assert own.meta["scoring"] is None
     assert own.score(["so red", "blue"], [0, 4])["accuracy"] == 100.0
     with pytest.raises(ValueError, match="1 predictions for 700"):
         cache.score(["red"])
+
+
+def test_answers_that_are_no_labels_are_counted(place, vocabulary):
+    """After the task's own postprocessing: of four answers one is " red ", one a label of another row, two are none."""
+    cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
+    assert cache.score([" red ", "green", "", "blueblue"], [0, 1, 2, 3])["invalid"] == 50.0
+    assert cache.score([" red ", "green", "", "blueblue"], [0, 1, 2, 3], labels=("green", ""))["invalid"] == 50.0
+    own = open_task(place.data, f"{place.module}_own_metrics", "train", vocabulary)  # makes "red0" of any "... red" for row 0
+    assert own.score(["so red", "nothing"], [0, 4])["invalid"] == 50.0
+    numbers = open_task(place.data, f"{place.module}_numbers", "train", vocabulary)
+    assert set(numbers.score(["1", "x"], [0, 1])) == {"pearson"}  # a scale has no labels
 
 
 def test_scoring_functions_by_name():
@@ -268,6 +304,54 @@ def test_two_builders_after_an_edit_leave_one_good_cache(place, vocabulary):
     assert before.text(0)["inputs_pretokenized"] == "the cat is red"  # who has the old one open keeps it
 
 
+def test_another_format_is_another_cache(place, vocabulary, monkeypatch):
+    task = f"{place.module}_plain"
+    first = open_task(place.data, task, "test", vocabulary)
+    monkeypatch.setattr("mpt_jax.data.cache.FORMAT", FORMAT + 1)
+    assert open_task(place.data, task, "test", vocabulary).folder.parent != first.folder.parent
+
+
+def test_builders_killed_at_any_moment_leave_no_broken_cache(place, vocabulary):
+    """Two at once, one of them SIGKILLed after a while that grows: before, while and after it writes."""
+    task = f"{place.module}_slow"
+    folder = place.folder / "cache" / task
+    code = f'assert len(open_task(data, "{task}", "train", vocabulary)) == 3000; print("whole", flush=True)'
+    for written in (1, 200_000):  # bytes, when the kill comes
+        victim, other = place.python(code), place.python(code, stdout=subprocess.PIPE)
+        deadline = time.monotonic() + 120
+        mine = f".build-*-{victim.pid}-*/text.jsonl"
+        while not any(path.stat().st_size >= written for path in folder.glob(f"*/{mine}")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        victim.kill()
+        _, errors = victim.communicate(timeout=60)
+        assert victim.returncode == -signal.SIGKILL, errors
+        assert list(folder.glob("*/.build-*")), "nothing was under way"
+        output, errors = other.communicate(timeout=120)
+        assert output == "whole\n", errors
+        cache = open_task(place.data, task, "train", vocabulary)
+        assert [cache.text(i)["number"] for i in (0, 1500, 2999)] == [0, 1500, 2999]
+        assert [path.name for path in cache.folder.parent.iterdir()] == [cache.folder.name]
+        shutil.rmtree(folder)
+
+
+def test_arrays_are_written_as_numpy_writes_them(tmp_path):
+    """Byte for byte, whatever pieces they come in: the digest by which a run knows its data must not depend on it."""
+    for pieces in ([], [[1, 2, 3]], [[5] * 9, [], [7] * 123_456]):
+        with writer._ArrayFile(tmp_path / "grown.npy", np.int32) as file:
+            for piece in pieces:
+                file.append(piece)
+        np.save(tmp_path / "whole.npy", np.array([number for piece in pieces for number in piece], np.int32))
+        assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_percentiles_are_of_the_lengths_before_the_cut(place, vocabulary):
+    cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
+    lengths = [len(vocabulary.encode(cache.text(i)["inputs_pretokenized"])) + 1 for i in range(len(cache))]
+    assert max(lengths) > 12
+    expected = {str(q): int(np.percentile(lengths, q, method="inverted_cdf")) for q in (50, 90, 99, 100)}
+    assert cache.percentiles["inputs"] == expected
+
+
 def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):
     task = f"{place.module}_plain"
     killed = place.python(f"""
@@ -282,6 +366,29 @@ def test_a_build_killed_while_writing_leaves_nothing(place, vocabulary):
     assert leavings and all(path.name.startswith(".build-") for path in leavings)
     assert len(open_task(place.data, task, "train", vocabulary)) == 700
     assert not list((place.folder / "cache" / task).glob("*/.build-*"))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere():
+    batches = [[0] * 1000] * 3
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", 3000, period=0, out=out)) == batches
+    pattern = r"task/train: {} of 3,000 examples  [\d,]+ examples/s  ETA \d+:\d\d"
+    for line, done in zip(out.getvalue().splitlines(), ("1,000", "2,000", "3,000"), strict=True):
+        assert re.fullmatch(pattern.format(done), line)
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", None, period=0, out=out)) == batches
+    assert re.fullmatch(r"task/train: 1,000 examples  [\d,]+ examples/s", out.getvalue().splitlines()[0])
+    out = io.StringIO()
+    assert list(counted(batches, len, "task/train", 3000, out=out)) == batches and not out.getvalue()  # it took less than 10 s
+    out = Terminal()
+    slow = (time.sleep(0.6) or batch for batch in batches)
+    assert list(counted(slow, len, "task/train", 3000, out=out)) == batches
+    assert "task/train" in out.getvalue() and "2000/3000" in out.getvalue().replace(",", "")
 
 
 def test_mixtures(place, vocabulary):
@@ -340,4 +447,4 @@ def test_vocabulary_mistakes(vocabulary, tmp_path):
 def test_repr_and_counts(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "test", vocabulary)
     assert isinstance(cache, TokenCache) and repr(cache) == f"TokenCache({place.module}_plain/test, 3 examples)"
-    assert cache.input_lengths().tolist() == [len(cache.inputs(i)) for i in range(3)]
+    assert cache.token_counts("inputs").tolist() == [len(cache.inputs(i)) for i in range(3)]

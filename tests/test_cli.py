@@ -64,6 +64,31 @@ def test_what_show_prints_can_be_pasted_into_a_gin_file(capsys, tmp_path):
     assert parse([str(file)]).experiment() == expected.experiment()
 
 
+def test_show_changed_prints_what_differs_from_the_defaults(capsys, tmp_path):
+    flags = [MINI, *FLAGS, f"--gin.MODEL_DIR={tmp_path}", "--gin.PromptConfig.rank=1", "--gin.PromptConfig.init=uniform"]
+    assert cli.main(["show", "--changed", *flags]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^ +steps += 7 +# --gin.TRAIN_STEPS$", out, re.MULTILINE)  # has no default
+    assert re.search(r"^ +init += 'uniform' +# --gin.PromptConfig.init$", out, re.MULTILINE)
+    assert not re.search(r"^ +(rank|length|seed) +=", out, re.MULTILINE)  # bound to their defaults
+    assert "# default" not in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_explains_itself(capsys, command):
+    for arguments in ([command, "--help"], ["-h", command]):
+        assert cli.main(arguments) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        assert captured.out.startswith(f"usage: python -m mpt_jax {command} ")
+        *_, example = captured.out.partition("\nexample:\n")
+        assert max(map(len, captured.out.splitlines())) <= 130
+    line = next(line for line in example.replace("\\\n", " ").splitlines() if "mpt_jax" in line)
+    parsed = cli._parse_arguments(shlex.split(line)[3:])  # the example can be typed
+    if parsed.gin_file and command in ("train", "pipeline", "show"):
+        assert parse(parsed.gin_file, parsed.bindings).resolve().config
+
+
 def test_show_and_help_are_fast():
     start = time.perf_counter()
     assert run("show", MINI, *FLAGS, "--gin.MODEL_DIR=/tmp/x").returncode == 0
@@ -82,6 +107,9 @@ def test_show_and_help_are_fast():
         (["train", "--gin_file=gin/backbones/mni.gin"], "Did you mean 'gin/backbones/mini.gin'?"),
         (["train", MINI], "MODEL_DIR"),
         (["train", MINI, "--steps=3"], "--steps=3"),
+        (["--gin.MODEL_DIR=/tmp/x"], "No command is given"),
+        (["train", MINI, "--changed"], "--changed is for show"),
+        (["show", MINI, "--vocabulary=bytes"], "--vocabulary is for import and export"),
         (["train", MINI, *FLAGS, "--model_dir=/tmp/x"], "--gin.MODEL_DIR=/tmp/x"),
         (["pipeline", MINI, *FLAGS, "--gin.MODEL_DIR=/tmp/x"], "PipelineConfig.sources"),
         (["report"], "--model_dir=DIR"),
@@ -98,6 +126,24 @@ def test_the_process_exits_with_2_and_no_traceback():
     assert result.stderr.startswith("error: ")
     assert "MODEL_DIR '/proc/no/such'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_command_to_resume_is_the_one_that_was_typed(monkeypatch):
+    """`make demo` sets an environment that the plain command would lack."""
+    assert re.search(r"^demo .*: export MPT_JAX_COMMAND = make \$@$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    monkeypatch.delenv("MPT_JAX_COMMAND", raising=False)
+    assert cli.resuming_command(["train", "--gin.X=a b"]) == "python -m mpt_jax train '--gin.X=a b'"
+    monkeypatch.setenv("MPT_JAX_COMMAND", "make demo")
+    assert cli.resuming_command(["pipeline"]) == "make demo"
+
+
+def test_a_python_without_the_requirements_is_told_what_to_do():
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "mpt_jax", "show", MINI], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "make install" in result.stderr and "source .venv/bin/activate" in result.stderr
 
 
 def test_no_arguments_print_the_help():

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 from mpt_jax import cli
 from mpt_jax.checkpoint import leaves as leaves_module
-from mpt_jax.checkpoint import own
+from mpt_jax.checkpoint import own, storage
 from mpt_jax.checkpoint.backbone import load_backbone, open_checkpoint
 from mpt_jax.checkpoint.export_hf import export_hf, write_hf
 from mpt_jax.checkpoint.import_hf import import_hf, open_hf
@@ -519,3 +520,17 @@ def test_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             with pytest.raises(UserError, match=r"gs://bucket/model/model\.safetensors cannot be read"):
                 load("gs://bucket/model", tiny.CONFIG)
             export_hf(params, tiny.CONFIG, tmp_path / "model")
+
+
+def test_a_bucket_that_does_not_answer_is_told_of_and_given_up(monkeypatch, caplog):
+    """The server takes the connection and says nothing; by default the first line comes after 5 s, the end within a minute."""
+    assert storage.PATIENCE <= 5 and storage.DEADLINE <= 60
+    monkeypatch.setattr(storage, "PATIENCE", 0.1)
+    monkeypatch.setattr(storage, "DEADLINE", 0.3)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"gs://bucket/silent/card\.json .* has not answered"):
+            load("gs://bucket/silent", tiny.CONFIG)
+    assert "waiting for gs://bucket/silent/card.json" in caplog.text

@@ -147,11 +147,11 @@ def test_hidden_distance_against_a_loop(batch, which, teacher_length):
             result.append(tuple(getattr(o, f"{stack}_hidden")[layer][:, -size:] for o in (student, teacher)))
         return result
 
-    np.testing.assert_allclose(terms.encoder.total, loop_distance(pairs("encoder", both), mask), rtol=1e-5)
-    np.testing.assert_array_equal(terms.encoder.positions, mask.sum(axis=1))
+    np.testing.assert_allclose(terms.encoder.squares.sum(1), loop_distance(pairs("encoder", both), mask), rtol=1e-5)
+    np.testing.assert_array_equal(terms.encoder.compared, mask)
     targets = np.asarray(batch["loss_weights"]) > 0
-    np.testing.assert_allclose(terms.decoder.total, loop_distance(pairs("decoder", L), targets), rtol=1e-5)
-    np.testing.assert_array_equal(terms.decoder.positions, targets.sum(axis=1))
+    np.testing.assert_allclose(terms.decoder.squares.sum(1), loop_distance(pairs("decoder", L), targets), rtol=1e-5)
+    np.testing.assert_array_equal(terms.decoder.compared, targets)
 
 
 def test_masked_positions_may_hold_anything(batch):

@@ -56,20 +56,20 @@ def test_scores_are_the_tasks_own(folder, backbone, bank):
         parts = (backbone, module, trainable, inputs, [prompt] * len(rows))
         tokens = predict_tokens(*parts, lengths=tiny.LENGTHS, decode=decode).tokens
         texts = [Answers().decode(one.tolist()) for one in tokens]
-        return 100 * np.mean([text == cache.target_text(int(i)) for i, text in zip(rows, texts, strict=True)])
+        right = [text == cache.target_text(int(i)) for i, text in zip(rows, texts, strict=True)]
+        return {"accuracy": 100 * np.mean(right), "invalid": 100 * np.mean([text not in cache.labels for text in texts])}
 
     common = {"vocabulary": Answers(), "lengths": tiny.LENGTHS, "decode": decode}
     found = {}
     for prompts in ([0, 1, 2], [2, 0, 1]):
         metrics = evaluate(backbone, module, trainable, caches, prompt_ids=prompts, **common)
         found[tuple(prompts)] = [one["accuracy"] for one in metrics]
-        np.testing.assert_allclose(
-            found[tuple(prompts)],
-            [expected(cache, prompt, range(len(cache))) for cache, prompt in zip(caches, prompts, strict=True)],
-        )
+        for one, cache, prompt in zip(metrics, caches, prompts, strict=True):
+            assert one == pytest.approx(expected(cache, prompt, range(len(cache))))
+        assert 0 < np.mean([one["invalid"] for one in metrics]) < 100
     assert found[0, 1, 2] != found[2, 0, 1] and 0 < np.mean(list(found.values())) < 100
     part = evaluate(backbone, module, trainable, caches[:1], **common, max_examples=7)  # against its own targets
-    np.testing.assert_allclose(part[0]["accuracy"], expected(caches[0], 0, examined(len(caches[0]), 7)))
+    assert part[0] == pytest.approx(expected(caches[0], 0, examined(len(caches[0]), 7)))
 
 
 def test_draws_are_an_example_s_own(folder, backbone, bank):
@@ -102,6 +102,7 @@ def test_ranked_labels_are_those_of_the_training_split(folder, backbone, bank):
     assert 0 < np.mean(expected) < 100
     found = evaluate(backbone, module, trainable, caches, vocabulary=vocabulary, labels=labels, **common)
     np.testing.assert_allclose([one["accuracy"] for one in found], expected)
+    assert [one["invalid"] for one in found] == [0.0] * 3
     with pytest.raises(ValueError, match="needs the labels"):
         evaluate(backbone, module, trainable, caches, vocabulary=vocabulary, **common)
 
@@ -116,7 +117,7 @@ def test_examined_rows_are_a_fixed_random_part():
 
 
 def test_main_score_is_the_mean():
-    assert main_score({"accuracy": 80.0, "f1": 60.0}) == 70.0
+    assert main_score({"accuracy": 80.0, "f1": 60.0}) == 70.0 == main_score({"accuracy": 80.0, "f1": 60.0, "invalid": 100.0})
     assert np.isnan(main_score({}))
 
 
@@ -196,3 +197,12 @@ def test_command_mistakes(folder, backbone, bank):
         run_evaluate(tiny.experiment(folder, "two", tasks=("tiny_animal",)))
     with pytest.raises(UserError, match=r"has 4 tokens but PromptConfig\.max_length is 3"):
         run_evaluate(tiny.experiment(folder, "two", prompt={"length": 3, "max_length": 3}))
+
+
+def test_a_prompt_of_another_task_is_told(folder, caplog):
+    prompt = {"prompt": np.zeros((1, 4, tiny.CONFIG.d_model), np.float32)}
+    path = save_prompts(folder / "other" / "prompts.safetensors", prompt, {"tasks": ["tiny_mood"]})
+    for task, told in (("tiny_mood", False), ("tiny_colour", True)):
+        caplog.clear()
+        run_evaluate(tiny.experiment(folder, "other", tasks=(task,), train={"max_eval_examples": 2}))
+        assert (f"{path} was not trained on '{task}', only on 'tiny_mood'" in caplog.text) == told

@@ -1,6 +1,7 @@
 """The `export` command: every form comes back exactly, starts a run, and PEFT computes with it what we do."""
 
 import json
+import shlex
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.config import EXPORT_FORMATS, PromptConfig
 from mpt_jax.errors import UserError
 from mpt_jax.export import run_export
+from mpt_jax.gin_bindings import parse
 from mpt_jax.models import T5
 from mpt_jax.prompted_t5 import forward
 from mpt_jax.prompts import build_prompt, compose
@@ -200,8 +202,8 @@ def test_the_adapter_names_its_backbone_only_where_peft_can_load_it(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (theirs / name).touch()
     named_by = {str(theirs): str(theirs), "embedded:mini": None, "gs://bucket/checkpoint_1100000": None, str(tmp_path): None}
-    for checkpoint, named in named_by.items():
-        folder = export(tmp_path, "peft", backbone={"checkpoint": checkpoint})
+    for n, (checkpoint, named) in enumerate(named_by.items()):
+        folder = export(tmp_path, "peft", f"out-{n}", backbone={"checkpoint": checkpoint})
         assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == named
 
 
@@ -212,8 +214,13 @@ def test_the_adapter_names_its_backbone_only_where_peft_can_load_it(tmp_path):
         ({"task": "sst"}, "prompts.safetensors has no prompt for 'sst'; .*Did you mean 'sst2'"),
         ({"output": "run/prompts.safetensors"}, "'.*prompts.safetensors' is what is to be exported"),
         ({"output": "run"}, "run' is a folder"),
-        ({"form": "peft", "output": "file"}, "cannot be written"),
-        ({"prompt": {"method": "none"}}, "trains no prompt .*MODEL_DIR/model"),
+        ({"output": "empty"}, "empty' is a folder"),
+        ({"output": "file"}, "file' is there already; give a new path, or delete it"),
+        ({"form": "peft", "output": "file"}, "file' is there already"),
+        ({"form": "peft", "output": "run"}, "run' is there already"),
+        ({"form": "t5x", "output": "run"}, "run' is there already"),
+        ({"form": "npy", "output": "/proc/out.npy", "task": "sst2"}, "/proc/out.npy cannot be written"),
+        ({"prompt": {"method": "none"}}, "trains no prompt .*/run/model, a Hugging Face folder"),
         ({"train": {"model_dir": "nothing"}}, "nothing has no prompts.safetensors"),
         ({"backbone": {"architecture": V1_1}}, "width 16 but the backbone's d_model is 24"),
     ],
@@ -222,6 +229,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(changes, words, tmp_path, 
     monkeypatch.chdir(tmp_path)
     a_run(tmp_path)
     Path("file").write_text("not a folder")
+    Path("empty").mkdir()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=words):
         export(tmp_path, **{"form": "safetensors"} | changes)
@@ -229,11 +237,11 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(changes, words, tmp_path, 
 
 
 def test_a_bank_is_written_whole_or_not_at_all(tmp_path):
-    """One of its files cannot be written: none is."""
+    """One of its files is there already: none is written."""
     a_run(tmp_path)
     taken = tmp_path / "out" / "sst2.npy"
     taken.mkdir(parents=True)
-    with pytest.raises(UserError, match=r"sst2\.npy' is a folder"):
+    with pytest.raises(UserError, match=r"out' is there already"):
         export(tmp_path, "npy", output=str(taken.parent))
     assert list(taken.parent.iterdir()) == [taken]
 
@@ -247,6 +255,20 @@ def test_a_plain_prompt_has_no_factors(tmp_path):
         run_export(config)
 
 
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+@pytest.mark.parametrize("meta", [SHARED, SEPARATE], ids=["shared", "separate"])
+def test_the_advice_starts_a_run(form, meta, tmp_path, capsys):
+    """What is printed last are the flags of a run that finds its prompt."""
+    a_run(tmp_path, meta=meta)
+    export(tmp_path, form, output="my out")
+    flags = shlex.split(capsys.readouterr().out.splitlines()[-1])[-3:]
+    more = ["MIXTURE_OR_TASK_NAME=a", "TRAIN_STEPS=1", "MODEL_DIR=m", f"PromptConfig.rank={R}"]
+    bindings = [*(flag.removeprefix("--gin.") for flag in flags[1:]), *more]
+    prompt = parse(["gin/backbones/mini.gin", flags[0].removeprefix("--gin_file=")], bindings).experiment().prompt
+    assert (prompt.init, prompt.method) == ("file", "mpt" if form in ("safetensors", "peft_mpt") else "plain")
+    start(prompt.init_file, prompt.method, length=prompt.length, rank=R)
+
+
 def test_the_command(tmp_path, capsys):
     mpt = random_params("mpt", (0, 0, 0), width=128)
     save_prompts(tmp_path / "run" / "prompts.safetensors", mpt, SHARED)
@@ -254,5 +276,9 @@ def test_the_command(tmp_path, capsys):
     flags["ExportConfig.output"] = tmp_path / "adapter"
     arguments = ["export", "--gin_file=gin/backbones/mini.gin", *(f"--gin.{name}={value}" for name, value in flags.items())]
     assert cli.main(arguments) == 0, capsys.readouterr().err
-    assert capsys.readouterr().out == f"0=mnli, 1=naïve/task, 2=sst2: {tmp_path}/adapter\n"
+    written, start = capsys.readouterr().out.splitlines()
+    assert written == f"0=mnli, 1=naïve/task, 2=sst2: {tmp_path}/adapter"
+    assert start.endswith(
+        f"--gin_file=gin/methods/mpt_target.gin --gin.PROMPT_LENGTH=4 --gin.INITIAL_PROMPT_PATH={tmp_path}/adapter"
+    )
     assert_same(load_prompts(tmp_path / "adapter")[0], mpt)

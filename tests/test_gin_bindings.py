@@ -10,7 +10,8 @@ import pytest
 from mpt_jax import resolve
 from mpt_jax.config import Experiment, PipelineConfig, StageConfig, StreamConfig
 from mpt_jax.errors import UserError
-from mpt_jax.gin_bindings import Parsed, gin_literal, parse
+from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_text import config_text, gin_literal
 
 MINI = "gin/backbones/mini.gin"
 FLAGS = ("MIXTURE_OR_TASK_NAME=a_task", "MODEL_DIR=/tmp/run", "TRAIN_STEPS=7")
@@ -140,6 +141,16 @@ def test_config_gin_alone_gives_the_same_configuration(tmp_path, kind):
     assert parse([str(tmp_path / "config.gin")], ["PROMPT_LENGTH=3"]).resolve().settings is not None
 
 
+def test_a_configuration_is_written_as_a_gin_file(tmp_path):
+    """An experiment with streams, and a pipeline with dicts of stages, come back as they were."""
+    streams = tuple(StreamConfig(f"task_{n}", n, 4, n) for n in range(3))
+    experiment = mini("PromptConfig.init_text='it\\'s'").experiment()
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, streams=streams))
+    assert parse([write(tmp_path, config_text(experiment))]).experiment() == experiment
+    pipeline = parse_text(tmp_path, STUDY).pipeline()
+    assert parse([write(tmp_path, config_text(pipeline))]).pipeline() == pipeline
+
+
 def test_gin_literal_is_read_back(tmp_path):
     values = [(), (1,), {"a": 1}, "it's", 'say "hi"', "line\nbreak", 1e-05, -3, True, tuple(f"a long item {n}" for n in range(9))]
     for value in values:
@@ -152,7 +163,7 @@ def test_gin_literal_is_read_back(tmp_path):
     [
         ("MODEL_DIR=/tmp/x", "/tmp/x"),  # as a shell delivers it
         ("MODEL_DIR='/tmp/x'", "/tmp/x"),  # as T5X wants it
-        ("MODEL_DIR=gs://bucket/a b", "gs://bucket/a b"),
+        ("MODEL_DIR=runs/a b", "runs/a b"),
         ("MODEL_DIR=runs/it's", "runs/it's"),
         ("MODEL_DIR=a = b", "a = b"),
         ("MODEL_DIR=x#sst2", "x#sst2"),
@@ -168,6 +179,8 @@ WRONG_FLAGS = {
     "PromptConfg.length=5": ("--gin.PromptConfg.length", "Did you mean 'PromptConfig'?"),
     "PromptConfig.lenght=5": ("PromptConfig has no field 'lenght'", "Did you mean 'length'?"),
     "PromptConfig.rank=%RNAK": ("the macro RNAK is not defined", "--gin.PromptConfig.rank"),
+    "LEARNING_RATE=0.3": ("nothing uses the macro LEARNING_RATE", "OptimizerConfig.rules"),
+    "DROPOUT_RATE=0.1": ("nothing uses the macro DROPOUT_RATE", "T5Config.dropout_rate"),
     "PromptConfig=5": ("PromptConfig is a configuration, not a macro",),
     "Prompt-Length=5": ("'Prompt-Length' is not a name",),
     "TRAIN_STEPS": ("--gin.TRAIN_STEPS=VALUE",),
@@ -192,6 +205,8 @@ WRONG_FLAGS = {
     "few/PromptConfig.length=5": ("nothing uses @few/PromptConfig()",),
     "PipelineConfig.distill=False": ("--gin.PipelineConfig.distill has no effect here",),
     # A value that the configuration refuses, with its place.
+    "MODEL_DIR=gs://bucket/run": ("--gin.MODEL_DIR: TrainConfig.model_dir (MODEL_DIR) is 'gs://bucket/run'", "rsync"),
+    "InferConfig.output_file=gs://bucket/out": ("--gin.InferConfig.output_file: ", "gs://bucket/out", "rsync"),
     "PROMPT_LENGTH=-1": ("--gin.PROMPT_LENGTH: PromptConfig.length (PROMPT_LENGTH) must be from 1 to",),
     "PromptConfig.method=mtp": ("--gin.PromptConfig.method: ", "Did you mean 'mpt'?"),
 }
@@ -240,6 +255,18 @@ def test_required_macros_are_asked_for_together():
     text = message(parse([MINI]).experiment)
     for name in ("MIXTURE_OR_TASK_NAME", "TRAIN_STEPS", "MODEL_DIR"):
         assert re.search(rf"{name} \(asked for at \S*gin/base.gin:\d+\)", text)
+        assert f"--gin.{name}=VALUE" in text
+
+
+def test_an_architecture_hides_no_other_missing_value():
+    text = message(parse(["gin/methods/mpt_source.gin"]).experiment)
+    for name in ("INITIAL_CHECKPOINT_PATH", "MODEL_DIR", "TEACHER_PROMPTS_PATH", "T5Config.vocab_size", "gin/backbones"):
+        assert name in text
+
+
+def test_undefined_macros_are_told_together():
+    text = message(mini("PromptConfig.rank=%RNAK", "PromptConfig.init=%INIT").experiment)
+    assert "the macro RNAK is not defined" in text and "the macro INIT is not defined" in text
 
 
 def test_a_missing_backbone_is_explained():

@@ -143,7 +143,7 @@ def test_every_study_takes_a_step_on_mini(file, tmp_path):
     else:
         experiment = build(file, *small, "TRAIN_STEPS=1", "MIXTURE_OR_TASK_NAME=tiny").experiment()
     result = run_training(experiment)
-    assert result.prompts_path.exists()
+    assert result.path.exists()
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if build(file).root is PipelineConfig])

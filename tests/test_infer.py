@@ -177,6 +177,9 @@ GOOD = {"task": "tiny_colour", "inputs": "the cat is red"}
 MISTAKES = {
     "not JSON": ([GOOD, '{"task": "tiny_colour", '], r"in\.jsonl, line 2: not JSON"),
     "not an object": ([GOOD, "", "[1]"], r"in\.jsonl, line 3: a JSON object is needed, not \[1\]"),
+    "a long line": (["x" * 90], r"line 1: not JSON \(.{0,60}\); correct"),
+    "a long list": ([json.dumps(["x" * 90])], r"line 1: a JSON object is needed, not .{80}; correct the line"),
+    "a long value": ([{"task": "tiny_colour", "inputs": ["x" * 90]}], r"line 1: 'inputs' must be a text, not .{80}\."),
     "inputs not text": ([{"task": "tiny_colour", "inputs": 3}], r"line 1: 'inputs' must be a text, not 3"),
     "no task": ([GOOD, {"inputs": "red"}], r"line 2: no 'task'; .* has prompts for tiny_colour, tiny_word"),
     "misspelt task": ([GOOD, {"task": "tiny_color", "inputs": "red"}], r"line 2: .*'tiny_color'.*Did you mean 'tiny_colour'"),
@@ -210,6 +213,12 @@ def test_bad_files_are_named(folder):
         files = {"input_file": str(folder / "in.jsonl"), "output_file": str(output)}
         with pytest.raises(UserError, match=rf"InferConfig\.output_file '{output}' .*({message})"):
             run_infer(tiny.replace(config, infer=files))
+    before = (folder / "in.jsonl").read_text()
+    (folder / "link.jsonl").symlink_to(folder / "in.jsonl")
+    for output in ("in.jsonl", "link.jsonl"):
+        with pytest.raises(UserError, match=rf"InferConfig\.output_file '.*{output}' is the input file"):
+            infer(folder, [GOOD], output=output)
+    assert (folder / "in.jsonl").read_text() == before
     config = tiny.experiment(folder, "run")
     with pytest.raises(UserError, match=r"Cannot read InferConfig\.input_file '/nowhere'"):
         run_infer(tiny.replace(config, infer={"input_file": "/nowhere", "output_file": "x"}))

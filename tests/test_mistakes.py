@@ -65,12 +65,35 @@ def mistake(capsys, *argv: str) -> str:
         (["PROMPT_LENGTH=65", "PromptConfig.max_length=64"], ["65", "64", "max_length"]),
         (["MIXTURE_OR_TASK_NAME=tiny_word", "TrainConfig.eval_period=2"], ["tiny_word", "no split 'validation'"]),
         (["MODEL_DIR=/proc/no/such"], ["MODEL_DIR", "/proc/no/such"]),
+        (["TRAIN_STEPS=0"], ["TRAIN_STEPS", "is 0"]),
     ],
-    ids=["missing checkpoint", "misspelt task", "prompt too long", "no validation split", "unwritable folder"],
+    ids=["missing checkpoint", "misspelt task", "prompt too long", "no validation split", "unwritable folder", "no steps"],
 )
 def test_a_wrong_value_is_named(folder, capsys, flags, words):
     line = mistake(capsys, *arguments(folder, "train", "MODEL_DIR=wrong", *flags))
     assert all(word in line for word in words), line
+
+
+def test_what_was_trained_is_called_by_its_name(folder, capsys):
+    for method, words in (
+        ("plain", f"prompts in {folder}/named/prompts.safetensors"),
+        ("none", f"the tuned model in {folder}/m/model"),
+    ):
+        run = "named" if method == "plain" else "m"
+        assert cli.main(arguments(folder, "train", f"MODEL_DIR={run}", f"PromptConfig.method={method}", "TRAIN_STEPS=1")) == 0
+        assert capsys.readouterr().out.rstrip().endswith(words)
+
+
+def test_a_run_is_not_trained_into_a_study_nor_a_study_into_a_run(folder, capsys):
+    for name, mark in (("begun", "config.json"), ("with_results", "results.jsonl")):
+        (folder / name).mkdir()
+        (folder / name / mark).write_text('{"base": {}}\n')
+        assert f"{folder / name} holds a study" in mistake(capsys, *arguments(folder, "train", f"MODEL_DIR={name}"))
+        assert [path.name for path in (folder / name).iterdir()] == [mark]
+    config = (folder / "good" / "config.gin").read_text()
+    study = ["pipeline", "--gin_file=gin/studies/demo.gin", f"--gin.MODEL_DIR={folder}/good"]
+    assert f"{folder}/good holds a single run" in mistake(capsys, *study)
+    assert (folder / "good" / "config.gin").read_text() == config
 
 
 def test_a_truncated_checkpoint_is_named(folder, capsys):
@@ -101,7 +124,7 @@ def test_a_line_that_is_not_json_is_named_by_file_and_number(folder, capsys, mon
     (task / "validation.jsonl").write_text("\n".join(rows))
     (task / "train.jsonl").write_text("\n".join([*rows[:3], "{'sentence': 'not json'}", *rows]))
     monkeypatch.setenv("MPT_JAX_DATA", str(task.parent))
-    line = mistake(capsys, *arguments(folder, "train", "MODEL_DIR=r4", "MIXTURE_OR_TASK_NAME=files_sst2"))
+    line = mistake(capsys, *arguments(folder, "train", "MODEL_DIR=r4", "MIXTURE_OR_TASK_NAME=sst2_attempt"))
     assert f"{task / 'train.jsonl'}, line 4" in line
 
 

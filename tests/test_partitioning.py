@@ -30,7 +30,7 @@ def test_a_mesh_axis_of_one_device_and_trailing_dimensions_are_not_named():
 
 
 class FakeMesh:
-    shape = {"data": 2, "model": 4}  # noqa: RUF012
+    shape = {"data": 2, "fsdp": 1, "model": 4}  # noqa: RUF012
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ import pytest
 import study
 import tiny
 
-from mpt_jax import setup, stages, transfer
+from mpt_jax import cli, setup, stages, transfer
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
-from mpt_jax.pipeline import numbers_trained, reference_scores, run_pipeline
+from mpt_jax.gin_bindings import parse
+from mpt_jax.pipeline import Clock, numbers_trained, reference_of, reference_scores, run_pipeline
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import Run
 from mpt_jax.studies import results
@@ -85,6 +86,14 @@ def test_few_shot_runs_select_nothing_and_full_ones_do():
     assert periods == {"teachers": 7, "source": 7, "few_shot": 0, "full": 7}
 
 
+def test_short_stages_tell_their_loss_often_enough_and_long_ones_as_configured():
+    few = {"prompt_tuning": StageConfig(60, 4, study.PLAIN), "spot": StageConfig(5, 4, study.PLAIN)}
+    cfg = study.pipeline(Path("f"), **FEW, few_shot=few, teacher=StageConfig(3000, 4, study.PLAIN))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, train={"log_period": 25}))
+    periods = {(s.kind, s.method): s.experiment.train.log_period for s in stages.plan(cfg)}
+    assert periods == {("teachers", "prompt_tuning"): 25, ("few_shot", "prompt_tuning"): 5, ("few_shot", "spot"): 1}
+
+
 def test_only_needed_stages_are_planned():
     def kinds(**changes):
         return [stage.kind for stage in stages.plan(study.pipeline(Path("f"), **FEW, **changes))]
@@ -132,6 +141,19 @@ def test_target_seeds_start_from_the_source_trainings_in_turn():
     assert len(prompt_tuning) == 1 and not prompt_tuning[0].start
     names = [name for stage in plan for name in stage.run_ids]
     assert len(names) == len(set(names))
+
+
+def test_source_trainings_are_called_by_the_seed_that_they_record(capsys):
+    cfg = study.pipeline(Path("f"), **FEW, source_seeds=(0, 5))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"seed": 100}))
+    plan = stages.plan(cfg)
+    sources = [stage for stage in plan if stage.kind == "source"]
+    assert [(stage.folder.name, stage.runs[0].seed) for stage in sources] == [("source", 100), ("source-seed105", 105)]
+    clock = Clock(plan, plan)
+    for stage in sources:
+        clock.begin(stage)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "MPT source training (seed 100)" in first and "MPT source training (seed 105)" in second
 
 
 def test_results_from_another_source_training_are_refused():
@@ -234,7 +256,7 @@ def test_results_have_one_whole_line_per_run(finished, config):
     assert len((finished / "results.jsonl").read_text().splitlines()) == len(records) == 4 + 16
     for record in records:
         assert 0 <= record["score"] <= 100
-        assert record["score"] == np.mean(list(record["metrics"].values()))
+        assert record["score"] == record["metrics"]["accuracy"] and 0 <= record["metrics"]["invalid"] <= 100
         assert record["num_examples"] == 6
         assert {"jax", "flax", "mpt_jax"} <= record["versions"].keys()
         assert record["config"]["data"]["batch_size"] == record["batch"]
@@ -262,6 +284,23 @@ def test_mpt_starts_from_the_source_run_and_spot_from_its_choice(finished):
         np.testing.assert_array_equal(start["prompt"][n], teachers["prompt"][meta["tasks"].index(record["started_from"])])
     config = json.loads((finished / "runs" / "few_shot-k2-mpt" / "config.json").read_text())
     assert config["prompt"]["init_file"] == str(finished / "runs" / "source" / "prompts.safetensors")
+
+
+def test_each_run_can_be_used_by_its_config_gin(finished, config, tmp_path):
+    for stage in stages.plan(config):
+        assert parse([str(stage.folder / "config.gin")]).experiment() == stage.experiment
+    (tmp_path / "in.jsonl").write_text('{"task": "tiny_animal", "inputs": "the cat"}\n')
+    files = {"InferConfig.input_file": tmp_path / "in.jsonl", "InferConfig.output_file": tmp_path / "out.jsonl"}
+    files |= {"ExportConfig.output": tmp_path / "prompts.safetensors"}
+    run = f"--gin_file={finished}/runs/few_shot-k2-mpt/config.gin"
+    for command in ("infer", "export"):
+        assert cli.main([command, run, *(f"--gin.{name}={value}" for name, value in files.items())]) == 0
+    assert "prediction" in (tmp_path / "out.jsonl").read_text()
+    assert load_prompts(tmp_path / "prompts.safetensors")[1]["tasks"] == ["tiny_mood"] * 2 + ["tiny_animal"] * 2
+    tuned = f"--gin_file={finished}/runs/few_shot-k2-model_tuning-tiny_mood-seed0/config.gin"
+    experiment = parse([tuned.partition("=")[2]]).experiment()
+    with pytest.raises(UserError, match="PipelineConfig.keep_models"):
+        run_evaluate(experiment)
 
 
 def test_tuned_models_are_dropped_once_scored(finished):
@@ -362,6 +401,14 @@ def test_a_misspelt_target_is_told_before_training(folder, config):
     assert not (folder / "misspelt" / "runs").exists()
 
 
+def test_a_missing_test_split_is_told_before_any_cache_is_built(folder):
+    cfg = study.pipeline(folder, "no_test", **FEW, targets=("tiny_mood", "tiny_word"))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, data={"cache_dir": str(folder / "no_cache_yet")}))
+    with pytest.raises(UserError, match="'tiny_word' has no split 'validation'"):
+        run_pipeline(cfg)
+    assert not (folder / "no_cache_yet" / "tiny_mood").exists()
+
+
 def test_a_study_may_rank(folder):
     """Targets with 2 and 3 labels in one bank; a target without labels is told before anything is trained."""
     few = {"prompt_tuning": StageConfig(1, 4, study.PLAIN)}
@@ -376,6 +423,35 @@ def test_a_study_may_rank(folder):
     with pytest.raises(UserError, match=r"Task 'tiny_free' has no label set to rank"):
         run_pipeline(dataclasses.replace(cfg, base=wrong, targets=("tiny_mood", "tiny_free")))
     assert not (folder / "unranked" / "runs").exists()
+
+
+def test_results_say_where_a_class_has_fewer_than_k_examples(folder, caplog):
+    """64 examples of 2 or 3 classes have no 40 of each; the report says so, the log once for each task."""
+    few = {"prompt_tuning": StageConfig(1, 4, study.PLAIN)}
+    run_pipeline(study.pipeline(folder, "scarce", k_shots=(40,), few_shot=few, sources=study.SOURCES[:1]))
+    for record in results.read(folder / "scarce" / "results.jsonl"):
+        assert len(record["scarce"]) == {"tiny_mood": 2, "tiny_animal": 3}[record["task"]]
+        assert sum(record["scarce"].values()) == 64
+    assert sum("all are taken for k = 40" in message for message in caplog.messages) == 2
+    assert "fewer than k = 40" in (folder / "scarce" / "report.md").read_text()
+
+
+def test_chance_is_what_the_best_single_label_scores(folder, config):
+    """Of the examples that are scored and by the task's own metrics, here CB's; what is documented comes first."""
+    backbone = setup.open_backbone(config.base, setup.mesh_of(config.base))
+    vocabulary = setup.open_vocabulary(config.base, backbone)
+    verdict, free, silent = (
+        setup.open_caches(config.base, [task], "validation", vocabulary)[0]
+        for task in ("tiny_verdict", "tiny_free", "tiny_no_metric")
+    )
+    for size in (0, 7):
+        labels = [verdict.target_text(int(i)) for i in examined(len(verdict), size)]
+        most = max(labels.count(label) for label in labels) / len(labels)
+        f1 = 2 * most / (most + 1) / len(set(labels))
+        got = reference_of({}, verdict, size)
+        assert got == {"chance": pytest.approx(100 * (most + f1) / 2), "ceiling": None}
+    assert reference_of({"chance": 12, "ceiling": 90}, verdict, 0) == {"chance": 12, "ceiling": 90}
+    assert reference_of({}, free, 0)["chance"] is reference_of({}, silent, 0)["chance"] is None
 
 
 def test_the_report_can_be_rebuilt_from_the_results_alone(finished, tmp_path):

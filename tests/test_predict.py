@@ -13,7 +13,7 @@ from mpt_jax import decoding, setup
 from mpt_jax.config import DecodeConfig
 from mpt_jax.data.cache import LabelSet
 from mpt_jax.errors import UserError
-from mpt_jax.predict import make_generate, make_rank, predict_texts, predict_tokens, rank_labels
+from mpt_jax.predict import _in_batches, make_generate, make_rank, predict_texts, predict_tokens, rank_labels
 from mpt_jax.prompted_t5 import forward, inject
 from mpt_jax.prompts import build_prompt
 
@@ -72,6 +72,20 @@ def test_few_shapes_are_compiled(backbone, bank, inputs):
     for part in (inputs, inputs[:1], inputs[::2], inputs[3:], inputs * 2):
         predict_tokens(backbone, module, trainable, part, [0] * len(part), lengths=LENGTHS, decode=decode)
     assert generate._cache_size() <= 3
+
+
+def test_batches_hold_inputs_of_like_length_and_results_keep_their_order():
+    """Short and long inputs in turns: sorted, half of the batches need a quarter of the length."""
+    inputs = [np.full(5 if n % 2 else 120, n + 1, np.int32) for n in range(16)]
+    shapes = []
+
+    def first_tokens(batch):
+        shapes.append(batch["encoder_tokens"].shape)
+        return batch["encoder_tokens"][:, 0], batch["numbers"]
+
+    first, numbers = _in_batches(first_tokens, inputs, {"numbers": range(100, 116)}, 128, 4, None)
+    assert first.tolist() == list(range(1, 17)) and numbers.tolist() == list(range(100, 116))
+    assert shapes == [(4, 32), (4, 32), (4, 128), (4, 128)]
 
 
 def test_beam_search_is_reached(backbone, bank, inputs):

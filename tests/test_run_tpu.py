@@ -42,6 +42,47 @@ def test_arguments_reach_every_worker_as_they_were_given(tmp_path):
     assert (tmp_path / "mpt_jax.log").read_text().splitlines() == ["-m", "mpt_jax", *ODD]
 
 
+def test_the_job_gets_the_environment_that_was_given(tmp_path):
+    (command,) = commands("--zone=z", "--env", "MPT_JAX_DATA=/a b/$HOME", "--env=MPT_JAX_CORPUS=/c", "run", "--", "train")
+    python = tmp_path / "mpt_jax" / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf \'%s\\n\' "$MPT_JAX_DATA" "$MPT_JAX_CORPUS"\n')
+    python.chmod(0o755)
+    subprocess.run(["bash", "-c", command[-1].removeprefix("--command=") + "; wait"], cwd=tmp_path, check=True, timeout=60)
+    assert (tmp_path / "mpt_jax.log").read_text().splitlines() == ["/a b/$HOME", "/c"]
+
+
+def test_a_value_may_follow_an_equals_sign():
+    assert commands("--zone=z", "--name=a=b", "--spot", "create") == commands("--zone", "z", "--name", "a=b", "--spot", "create")
+
+
+def test_a_dry_run_does_not_say_that_it_has_started_anything():
+    assert "started" not in run("--dry-run", "--zone", "z", "run", "--", "train").stderr
+
+
+def test_copy_goes_to_a_bucket_and_back(tmp_path):
+    (command,) = commands("--zone", "z", "copy", "--", "runs/a b", "gs://bucket/x")
+    assert "--worker=0" in command
+    assert shell_words(command[-1].rpartition("&& ")[2]) == [
+        "gcloud",
+        "storage",
+        "rsync",
+        "--recursive",
+        "runs/a b",
+        "gs://bucket/x",
+    ]
+
+
+@pytest.mark.parametrize("python", ["false", "no-such-python"])
+def test_setup_refuses_another_python_before_it_changes_anything(tmp_path, python):
+    *_, install = commands("--zone", "z", "--python", python, "setup")
+    remote = install[-1].removeprefix("--command=")
+    result = subprocess.run(["bash", "-c", remote], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert f"mpt_jax needs Python 3.11, 3.12 or 3.13, which {python} on the TPU VM is not" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("action", ["create", "setup", "logs", "stop", "delete"])
 def test_each_action_names_the_tpu_zone_and_project(action):
     found = commands("--name", "mine", "--project", "p", "--zone", "z", action)
@@ -89,6 +130,9 @@ def test_setup_copies_the_code_and_keeps_runs_and_environment():
         (["--zone", "z", "--tpye", "x", "create"], "no option --tpye"),
         (["--zone"], "--zone needs a value"),
         (["--zone", "z", "delete", "--", "train"], "takes no arguments"),
+        (["--zone=z", "--env", "X", "run", "--", "train"], "--env needs NAME=VALUE"),
+        (["--zone=z", "--env=X=1", "setup"], "--env is for run"),
+        (["--zone=z", "copy", "--", "runs/x"], "copy needs FROM and TO"),
     ],
 )
 def test_mistakes_exit_with_2(arguments, expected):

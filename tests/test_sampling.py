@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
+from caches import write_cache
 from scipy import stats
 from tiny import make_vocabulary
 
-from mpt_jax.data import build
 from mpt_jax.data.cache import TokenCache
-from mpt_jax.data.sampling import Loader, StreamData, assemble, k_shot_rows, stream_data
+from mpt_jax.data.sampling import Loader, StreamData, k_shot_rows, scarce_classes, stream_data
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.shapes import BATCH_SHAPES
@@ -27,17 +27,9 @@ def make_cache(tmp_path, vocabulary):
     """make_cache(task, size, targets) writes a cache; example i's inputs are [i + 2, EOS], or longer from `long_after` on."""
 
     def make(task: str, size: int, targets: list[str] | None = None, long_after: int = 10**9) -> TokenCache:
-        columns = build.Columns()
-        for i in range(size):
-            columns.tokens["inputs"].append(np.array([i + 2, *[9] * (3 * (i >= long_after)), 1], np.int32))
-            columns.tokens["targets"].append(np.array([7] * (i % 3) + [1], np.int32))
-            columns.texts.append(b"")
-            columns.targets.append(targets[i] if targets else None)
-        folder = tmp_path / task
-        folder.mkdir()
-        meta = {"task": task, "split": "train", "lengths": LENGTHS, "truncated": {}, "examples": size}
-        build.write(folder, columns, meta)
-        return TokenCache(folder, meta, vocabulary)
+        inputs = [[i + 2, *[9] * (3 * (i >= long_after)), 1] for i in range(size)]
+        outputs = [[7] * (i % 3) + [1] for i in range(size)]
+        return write_cache(tmp_path / task, task, inputs, outputs, LENGTHS, targets, vocabulary)
 
     return make
 
@@ -206,11 +198,6 @@ def test_sorted_windows_hold_the_same_examples_alike_in_length(make_cache):
     assert same(sorted_.batch(13), Loader(streams, "proportional", 4, LENGTHS, seed=2, sort_window=8).batch(13))
 
 
-def test_assemble_cuts_to_shorter_lengths(streams):
-    batch = assemble([streams[0].cache], np.array([0]), np.array([2]), {"inputs": 1, "targets": 2})
-    assert batch["encoder_tokens"].tolist() == [[4]] and batch["decoder_target_tokens"].tolist() == [[7, 7]]
-
-
 def test_batches_made_ahead_are_the_same_and_stop(streams):
     loader = Loader(streams, "mpt", 12, LENGTHS)
     ahead = list(loader.batches(4, 9))
@@ -246,6 +233,19 @@ def test_k_shot_of_a_rare_class_takes_all_and_says_so(make_cache, caplog):
     rows = k_shot_rows(cache, 4, seed=0)
     assert len(rows) == 6 and {38, 39} <= set(rows)
     assert "only 2 examples of class 'seldom'" in caplog.text
+
+
+def test_rare_classes_are_told_once_for_all_seeds_and_methods(make_cache, caplog):
+    cache = make_cache("rarer", 40, ["often"] * 36 + ["seldom"] * 3 + ["once"])
+    assert scarce_classes(cache, 4) == {"once": 1, "seldom": 3}
+    assert scarce_classes(cache, 1) == scarce_classes(cache, 0) == {}
+    for seed in range(3):
+        k_shot_rows(cache, 4, seed)
+    k_shot_rows(cache, 2, 0)
+    assert [record.args[-1] for record in caplog.records] == [4, 2]
+    assert "1 examples of class 'once', 3 examples of class 'seldom'" in caplog.text
+    answers = make_cache("rarest", 5, [f"answer {i}" for i in range(5)])
+    assert scarce_classes(answers, 8) == {"": 5}
 
 
 def test_k_shot_without_classes_is_k_in_all(make_cache):

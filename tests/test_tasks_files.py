@@ -1,11 +1,10 @@
-"""Tasks from files: formats, splits, bad lines; and the same on real data where it is at hand."""
+"""Tasks from your own files: forms, splits, bad lines, cards."""
 
-import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny import make_vocabulary
 
@@ -13,54 +12,6 @@ from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import mixture_tasks, open_task
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
-
-REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-
-ROWS = {
-    "mnli": (
-        {"premise": "It rains.", "hypothesis": "It is wet.", "label": 0, "idx": 7},
-        "mnli premise: It rains. hypothesis: It is wet.",
-        "0",
-    ),
-    "sst2": ({"sentence": "so good ", "label": 1}, "sst2 sentence: so good ", "1"),
-    "qnli": ({"question": "Who?", "sentence": "She.", "label": 1}, "qnli question: Who? sentence: She.", "1"),
-    "qqp": ({"question1": "a?", "question2": "b?", "label": 0}, "qqp question1: a? question2: b?", "0"),
-    "boolq": ({"question": "is it", "passage": "It is.", "label": 1}, "boolq question: is it passage: It is.", "1"),
-    "wic": (
-        {"word": "bank", "sentence1": "A bank.", "sentence2": "Banks.", "label": 0, "start1": 2},
-        "wic sentence1: A bank. sentence2: Banks. word: bank",
-        "0",
-    ),
-    "cb": ({"premise": "p", "hypothesis": "h", "label": "neutral"}, "cb premise: p hypothesis: h", "neutral"),  # words stay words
-    "stsb": ({"sentence1": "a", "sentence2": "b", "label": 3.71}, "stsb sentence1: a sentence2: b", "3.8"),
-    "winogrande": (
-        {"sentence": "The _ ran.", "option1": "cat", "option2": "dog", "label": 1},
-        "winogrande sentence: The _ ran. option1: cat option2: dog",
-        "1",
-    ),
-    "wsc": (
-        {"text": "Mark (the boss) told Pete he was (the boss).", "span1_text": "Mark", "span1_index": 0}
-        | {"span2_text": "he", "span2_index": 5, "label": 0},
-        "wsc text: * Mark * (the boss) told Pete # he # was (the boss).",
-        "0",
-    ),
-    "multirc": (
-        {
-            "paragraph": "<b>Sent 1: </b>A.<br>B.",
-            "question": "q?",
-            "answer": "a",
-            "label": 1,
-            "idx": {"paragraph": 3, "question": 4},
-        },
-        "multirc question: q? answer: a paragraph: Sent 1: A. B.",
-        "1",
-    ),
-    "squad": (
-        {"question": "How many?", "context": "Just 308 (three) points, é.", "answers": {"text": ["308 (three)"]}, "id": "x"},
-        "squad question: How many ?  context: Just 308 ( three ) points , é . ",
-        "308 ( three )",
-    ),
-}
 
 
 @pytest.fixture(scope="module")
@@ -93,36 +44,6 @@ def write(folder: Path, task: str, **splits: list) -> None:
     files.register()
 
 
-@pytest.mark.parametrize("task", ROWS)
-def test_formats_of_the_literature(folder, data, vocabulary, task):
-    row, inputs, target = ROWS[task]
-    write(folder, task, train=[row], validation=[row, row])
-    cache = open_task(data, f"files_{task}", "train", vocabulary)
-    assert cache.text(0)["inputs_pretokenized"] == inputs
-    assert cache.target_text(0) == target
-    perfect = cache.score([target])
-    if task != "stsb":  # no correlation of a single pair
-        # The only pair of qqp is a negative one, of which there is no F1.
-        assert perfect == {name: 0.0 if task == "qqp" and name == "f1" else 100.0 for name in perfect} != {}
-    assert cache.meta["scoring"] is not None  # scores without TensorFlow
-
-
-def test_record_has_a_copy_for_each_answer_and_scores_it_once(folder, data, vocabulary):
-    row = {
-        "passage": "Ann met Bob.\n@highlight\nThey ran\n@highlight\nfar",
-        "query": "@placeholder ran.",
-        "entities": ["Ann", "Bob"],
-        "answers": ["Ann", "Bob"],
-        "idx": {"passage": 1, "query": 2},
-    }
-    write(folder, "record", train=[row, {**row, "answers": []}], validation=[row])
-    cache = open_task(data, "files_record", "train", vocabulary)
-    inputs = "record query: @placeholder ran. entities: Ann, Bob passage: Ann met Bob. They ran. far"
-    assert [cache.text(i)["inputs_pretokenized"] for i in range(len(cache))] == [inputs, inputs]
-    assert [cache.target_text(i) for i in range(2)] == ["Ann", "Bob"]
-    assert cache.score(["bob", "bob"]) == {"em": 100.0, "f1": 100.0}
-
-
 def test_any_rows_with_inputs_and_targets(folder, data, vocabulary):
     rows = [{"inputs": f"the cat {i}", "targets": i % 2, "note": None} for i in range(6)]
     write(folder, "mine_plain", train=rows, validation=rows[:4])
@@ -142,7 +63,7 @@ def test_several_answers_and_questions_under_any_name(folder, data, vocabulary, 
     cache = open_task(data, "files_mine_questions", "train", vocabulary)
     assert "3 rows with empty 'answers' are left out" in caplog.text
     assert [cache.target_text(i) for i in range(len(cache))] == ["Ann", "Ann"]
-    with pytest.raises(UserError, match=r"validation.jsonl has 3 rows, all with empty 'answers'"):
+    with pytest.raises(UserError, match=r"validation.jsonl: all 1 rows of the split have empty 'answers'"):
         open_task(data, "files_mine_questions", "validation", vocabulary)
     assert cache.text(0)["inputs_pretokenized"] == "mine_questions question: Who ?  context: Ann . "
 
@@ -186,11 +107,11 @@ def write_tsv(folder: Path, task: str, text: str) -> None:
 
 def test_tab_separated_rows_are_rows(folder, data, vocabulary):
     write_tsv(folder, "sst2", '\ufefflabel\tsentence\r\n1\tso "good\r\n\r\n0\t1.5\r\n')
-    cache = open_task(data, "files_sst2", "train", vocabulary)
+    cache = open_task(data, "sst2_attempt", "official_train", vocabulary)
     assert [cache.text(i)["inputs_pretokenized"] for i in range(2)] == ['sst2 sentence: so "good', "sst2 sentence: 1.5"]
     assert [cache.target_text(i) for i in range(2)] == ["1", "0"]
     write_tsv(folder, "stsb", "sentence1\tsentence2\tlabel\na\tb\t3.71\n")
-    assert open_task(data, "files_stsb", "train", vocabulary).target_text(0) == "3.8"
+    assert open_task(data, "stsb_t5", "train", vocabulary).target_text(0) == "3.8"
     write_tsv(folder, "mine_table", "question\tcontext\tanswers\nWho?\tAnn.\tAnn\n")
     assert open_task(data, "files_mine_table", "train", vocabulary).score(["ann"]) == {"em": 100.0, "f1": 100.0}
 
@@ -212,15 +133,18 @@ def test_bad_tables_are_named(folder, data, vocabulary):
         open_task(data, "files_mine_bad_table_0", "train", vocabulary)
 
 
-def test_questions_of_infer_need_no_answer(folder, data, vocabulary):
+def test_rows_of_infer_need_no_answer(folder, data, vocabulary):
     from mpt_jax.data.rows import tokenise_rows
 
-    write(folder, "squad", train=[ROWS["squad"][0]])
-    (tokens,), cut = tokenise_rows(data, "files_squad", [{"question": "Who?", "context": "Ann."}], vocabulary)
-    assert tokens[:-1].tolist() == vocabulary.encode("squad question: Who ?  context: Ann . ") and cut == 0
-    write(folder, "sst2", train=[ROWS["sst2"][0]])
-    (tokens,), _ = tokenise_rows(data, "files_sst2", [ROWS["sst2"][0]], vocabulary)  # with its label, a number
-    assert tokens[:-1].tolist() == vocabulary.encode(ROWS["sst2"][1])
+    question = {"question": "Who?", "context": "Ann.", "answers": {"text": ["Ann"]}}
+    write(folder, "squad", train=[question] * 2, validation=[question])
+    (tokens,), cut = tokenise_rows(data, "squad_t5", [{"question": "Who?", "context": "Ann."}], vocabulary)
+    assert tokens[:-1].tolist() == vocabulary.encode("question: Who ? context: Ann . ") and cut == 0
+    row = {"sentence": "so good ", "label": 1}
+    write(folder, "sst2", train=[row], validation=[row] * 2)
+    for given in (row, {"sentence": "so good "}, {**row, "label": "positive"}):  # the label as a number, none, as a word
+        (tokens,), _ = tokenise_rows(data, "sst2_prompt_tuning", [given], vocabulary)
+        assert tokens[:-1].tolist() == vocabulary.encode("sentence: so good ")
 
 
 def test_a_given_test_file_is_the_test_split(folder, data, vocabulary):
@@ -261,18 +185,30 @@ BAD = {
     "half a character": (r'{"inputs": "a\ud83d", "targets": "b"}', r"train.jsonl, line 3: not JSON .*surrogates not allowed"),
     "not an object": ("[1, 2]", r"train.jsonl, line 3: a JSON object is needed, not \[1, 2\]"),
     "a missing field": ({"inputs": "a", "answer": "b"}, r"line 3: no field 'targets' \(it has inputs, answer\)"),
+    "many fields": (dict.fromkeys(map(str, range(90)), "a"), r"line 3: no field 'inputs' \(it has .{80}\); this task needs"),
+    "a long value": ({"inputs": ["x" * 90], "targets": "b"}, r"line 3: 'inputs' must be text, not .{80}; correct the line"),
     "a list for text": ({"inputs": ["a"], "targets": "b"}, r"line 3: 'inputs' must be text, not \[\"a\"\]"),
     "null": ({"inputs": "a", "targets": None}, r"line 3: 'targets' must be text that is not empty, not null"),
     "true": ({"inputs": "a", "targets": True}, r"line 3: 'targets' must be text that is not empty, not true"),
     "an empty target": ({"inputs": "a", "targets": " "}, r"line 3: 'targets' must be text that is not empty, not \" \""),
     "a number that is none": ({"inputs": math.nan, "targets": "a"}, r"line 3: 'inputs' must be text, not NaN"),
 }
-BAD_FIELDS = {  # of a well-known task: field, value, what is told
+WSC = {"text": "Ann ran .", "label": 0, "span1_text": "Ann", "span1_index": 0, "span2_text": "ran", "span2_index": 1}
+MULTIRC = {"paragraph": "p", "question": "q?", "answer": "a", "label": 1, "idx": {"paragraph": 3, "question": 4}}
+BAD_ROWS = {
+    "sst2": {"sentence": "so good", "label": 1},
+    "stsb": {"sentence1": "a", "sentence2": "b", "label": 3.71},
+    "wsc": WSC,
+    "multirc": MULTIRC,
+    "squad": {"question": "Who?", "context": "Ann.", "answers": {"text": ["Ann"]}},
+}
+BAD_FIELDS = {  # of a dataset of the library: field, value, what is told
     "sst2": [
-        ("label", None, r"'label' must be a whole number \(such as 0 or 1\) or a word, not null"),
+        ("label", None, r"'label' must be a label, 0 to 1 or one of negative, positive, not null"),
         ("label", True, r"'label' must be .* not true"),
         ("label", 1.0, r"'label' must be .* not 1.0"),
-        ("label", "", r"'label' must be .* not \"\""),
+        ("label", 2, r"'label' must be .* not 2"),
+        ("label", "good", r"'label' must be .* not \"good\""),
         ("sentence", None, r"'sentence' must be text, not null"),
     ],
     "stsb": [("label", "much", r"'label' must be a number, not \"much\""), ("label", math.inf, "must be a number, not Infinity")],
@@ -299,19 +235,82 @@ def test_bad_lines_are_named(folder, data, vocabulary, kind):
 
 @pytest.mark.parametrize("task", BAD_FIELDS)
 def test_bad_fields_are_named(folder, data, vocabulary, task):
-    row = ROWS[task][0]
+    row = BAD_ROWS[task]
     for field, value, message in BAD_FIELDS[task]:
         write(folder, task, train=[row, {**row, field: value}])
         with pytest.raises(UserError, match=rf"{task}/train.jsonl, line 2: .*{message}.*; correct the line") as caught:
-            open_task(data, f"files_{task}", "train", vocabulary)
+            open_task(data, f"{task}_attempt", "official_train", vocabulary)
         assert "\n" not in str(caught.value)
 
 
 def test_labels_may_be_numbers_or_words(folder, data, vocabulary):
-    row = ROWS["cb"][0]
-    write(folder, "cb", train=[row, {**row, "label": 1}, {**row, "label": "1"}])
-    cache = open_task(data, "files_cb", "train", vocabulary)
-    assert [cache.target_text(i) for i in range(3)] == ["neutral", "1", "1"]
+    row = {"premise": "p", "hypothesis": "h"}
+    write(folder, "cb", train=[{**row, "label": label} for label in ("neutral", 1, "1")])
+    for style, expected in (("attempt", ["2", "1", "1"]), ("t5", ["neutral", "contradiction", "contradiction"])):
+        cache = open_task(data, f"cb_{style}", "official_train", vocabulary)
+        assert [cache.target_text(i) for i in range(3)] == expected
+
+
+CARD = {
+    "inputs": "{first} or {second}?",
+    "target": "winner",
+    "labels": {"0": "left", "1": "right"},
+    "metrics": ["accuracy", "f1"],
+}
+
+
+def test_a_card_says_what_to_make_of_any_fields(folder, data, vocabulary):
+    (folder / "mine_card").mkdir()
+    card = folder / "mine_card" / "task.json"
+    card.write_text(json.dumps(CARD))
+    rows = [{"first": "the cat", "second": i, "winner": i % 2, "more": None} for i in range(4)]
+    write(folder, "mine_card", train=rows, validation=rows)
+    cache = open_task(data, "files_mine_card", "train", vocabulary)
+    assert [cache.text(i)["inputs_pretokenized"] for i in range(2)] == ["the cat or 0?", "the cat or 1?"]
+    assert [cache.target_text(i) for i in range(4)] == ["left", "right"] * 2
+    scores = cache.score(["left", "right", "right", "right"])
+    assert (scores["accuracy"], scores["f1"]) == pytest.approx((75.0, 80.0))
+    assert cache.meta["scoring"] is not None  # scores without TensorFlow
+    card.write_text(json.dumps({**CARD, "labels": {"0": "l", "1": "r"}}))
+    assert open_task(data, "files_mine_card", "train", vocabulary).folder != cache.folder  # it is part of the cache's key
+    write(folder, "mine_card", train=[{**rows[0], "winner": 2}])
+    with pytest.raises(UserError, match=r"mine_card/train.jsonl, line 1: 'winner' must be one of 0, 1, not 2"):
+        open_task(data, "files_mine_card", "train", vocabulary)
+
+
+BAD_CARDS = {
+    "not JSON": ("{", r"task.json cannot be read as JSON"),
+    "an unknown key": ({**CARD, "metric": []}, r"has the key 'metric', which means nothing. Did you mean 'metrics'"),
+    "no template": ({"target": "x"}, r"needs the key 'inputs'"),
+    "a template of no field": ({**CARD, "inputs": "text"}, r"'inputs' must name fields in braces, not 'text'"),
+    "an open brace": ({**CARD, "inputs": "{first"}, r"'inputs' is not a template"),
+    "an unknown metric": ({**CARD, "metrics": ["acuracy"]}, r"names the metric 'acuracy'. Did you mean 'accuracy'"),
+    "a wrong type": ({**CARD, "labels": ["a"]}, r"'labels' must be a dict, not \['a'\]"),
+    "no labels for F1": ({"inputs": "{first}", "metrics": ["f1"]}, r"metric 'f1', which needs 'labels'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CARDS)
+def test_bad_cards_are_told(folder, data, vocabulary, caplog, kind):
+    card, message = BAD_CARDS[kind]
+    task = f"mine_bad_card_{list(BAD_CARDS).index(kind)}"
+    (folder / task).mkdir()
+    (folder / task / "task.json").write_text(card if isinstance(card, str) else json.dumps(card))
+    write(folder, task, train=[{"first": "a"}])
+    assert re.search(rf"files_{task} is not there. .*{message}", caplog.text)
+    with pytest.raises(UserError, match=rf"'files_{task}' is registered"):
+        open_task(data, f"files_{task}", "train", vocabulary)
+
+
+def test_a_folder_of_a_dataset_of_the_library_has_one_name(folder, data, vocabulary):
+    row = {"question1": "a", "question2": "b", "label": 1}
+    write(folder, "qqp", train=[row], validation=[row] * 3)
+    with pytest.raises(UserError, match=r"No seqio task or mixture 'files_qqp'"):
+        open_task(data, "files_qqp", "train", vocabulary)
+    assert len(open_task(data, "qqp_t5", "official_train", vocabulary)) == 1
+    write(folder, "mine_unknown", train=[{"first": "a"}], validation=[])
+    with pytest.raises(UserError, match=r"no field 'inputs' \(it has first\); .* or a file task.json beside it that says what"):
+        open_task(data, "files_mine_unknown", "train", vocabulary)
 
 
 def test_a_folder_that_cannot_be_a_task_is_told(folder, caplog):
@@ -320,80 +319,26 @@ def test_a_folder_that_cannot_be_a_task_is_told(folder, caplog):
 
 
 def test_missing_things_are_named(folder, data, vocabulary, monkeypatch):
-    with pytest.raises(UserError, match=r"There is no .*rte/train\.jsonl"):
-        open_task(data, "files_rte", "train", vocabulary)
     write(folder, "mine_lonely", train=[{"inputs": "a", "targets": "b"}])
     with pytest.raises(UserError, match=r"'files_mine_lonely' has no split 'validation' \(it has train\)"):
         open_task(data, "files_mine_lonely", "validation", vocabulary)
     with pytest.raises(UserError, match="Did you mean 'files_mine_lonely'"):
         open_task(data, "files_mine_loneyl", "train", vocabulary)
+    with pytest.raises(UserError, match=rf"There is no {folder}/q/train\.jsonl .* There are files_.*mine_lonely") as caught:
+        open_task(data, "files_q", "train", vocabulary)
+    held = re.search(r"There are (files_[^.]*)\.", str(caught.value))[1].split(", ")
+    assert all(list(folder.glob(f"{task.removeprefix('files_')}/train.*")) for task in held)
+    monkeypatch.setenv("MPT_JAX_DATA", f"{folder}/nowhere")
+    for task in ("files_q", "files_rte"):  # one that is not registered, and a well-known name
+        with pytest.raises(UserError, match=f"folder {folder}/nowhere"):
+            open_task(data, task, "train", vocabulary)
+    monkeypatch.setenv("MPT_JAX_DATA", str(folder))
     (folder / "mine_lonely" / "train.jsonl").write_text("\n")
     with pytest.raises(UserError, match="has no rows"):
         open_task(data, "files_mine_lonely", "train", vocabulary)
+    (folder / "mine_lonely" / "train.jsonl").unlink()
+    with pytest.raises(UserError, match=r"There is no .*mine_lonely/train\.jsonl"):
+        open_task(data, "files_mine_lonely", "train", vocabulary)
     monkeypatch.delenv("MPT_JAX_DATA")
     with pytest.raises(UserError, match="MPT_JAX_DATA, which is not set"):
-        open_task(data, "files_rte", "train", vocabulary)
-
-
-def test_real_mixture_is_registered_without_a_download(data):
-    rates = dict(mixture_tasks(data, "mpt_sources"))
-    assert list(rates) == ["mnli", "qnli", "qqp", "sst2", "squad", "record"]
-    assert rates["mnli"] == rates["qqp"] == 2**18 and rates["sst2"] == 67_349
-
-
-def tfds_rows(name: str):
-    """Three made-up rows with exactly the fields that TFDS declares for a dataset."""
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.testing import mocking
-
-    dataset, _, config = name.partition(":")[0].partition("/")
-    builder = tfds.builder_cls(dataset)(**({"config": config} if config else {}), data_dir="/nonexistent")
-    generator = mocking.RandomFakeGenerator(builder.info.features, num_examples=3)
-    signature = builder.info.features.get_tensor_spec()
-    return tf.data.Dataset.from_generator(lambda: iter(generator), output_signature=signature)
-
-
-@pytest.mark.parametrize("task", ["mnli", "qnli", "qqp", "sst2", "squad", "record"])
-def test_formats_fit_the_fields_of_tfds(task):
-    from tasks import mpt_sources, preprocessors
-
-    rows = list(preprocessors.format_of(task).preprocessor(tfds_rows(mpt_sources.SOURCES[task][0])).as_numpy_iterator())
-    assert rows
-    for row in rows:
-        assert row["inputs"].startswith(f"{task} ".encode()) and isinstance(row["targets"], bytes)
-
-
-REAL = {  # task: examples of (train, validation, test) by ATTEMPT's rule
-    "sst2": (18_998, 1_000, 872),
-    "mnli": (9_999, 1_000, 1_000),
-    "qnli": (18_329, 1_000, 2_000),
-    "qqp": (8_999, 500, 500),
-    "rte": (2_490, 138, 139),
-    "cb": (250, 28, 28),
-    "boolq": (2_270, 500, 500),
-    "tydiqa_goldp_en": (3_696, 574, 574),
-}
-
-
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"{REAL_DATA} is not here: real task data is not part of the project")
-def test_real_tasks(data, monkeypatch):
-    from tasks import files
-
-    monkeypatch.setenv("MPT_JAX_DATA", str(REAL_DATA / "tasks"))
-    files.register()
-    vocabulary = load_vocabulary(REAL_DATA / "t5_vocab" / "sentencepiece.model")
-    data = dataclasses.replace(data, lengths={"inputs": 256, "targets": 32})
-    for task, sizes in REAL.items():
-        caches = [open_task(data, f"files_{task}", split, vocabulary) for split in ("validation", "test")]
-        assert tuple(map(len, caches)) == sizes[1:]
-        for cache in caches:
-            scores = cache.score([cache.target_text(i) for i in range(len(cache))])
-            assert scores == dict.fromkeys(scores, 100.0)
-            assert vocabulary.decode(cache.inputs(0)).startswith(f"{task} ")
-            assert (cache.labels is None) == (task == "tydiqa_goldp_en")
-    with pytest.raises(UserError, match=r"squad_xquad/train.jsonl has 795 rows, all with empty 'answers'"):
-        open_task(data, "files_squad_xquad", "train", vocabulary)
-    train = open_task(data, "files_cb", "train", vocabulary)
-    assert len(train) == 250 and sorted(set(train.labels)) == ["0", "1", "2"]
-    assert np.mean([len(train.inputs(i)) for i in range(250)]) > 50
+        open_task(data, "files_mine_lonely", "train", vocabulary)

@@ -207,7 +207,7 @@ def test_finished_run_returns_what_it_left(folder):
     again = run_training(config)
     np.testing.assert_array_equal(first.params["prompt"], again.params["prompt"])
     np.testing.assert_array_equal(first.scores, again.scores)
-    assert first.history == again.history and first.prompts_path == again.prompts_path
+    assert first.history == again.history and first.path == again.path
 
 
 def test_nan_stops_and_keeps_the_last_good_checkpoint(folder):
@@ -425,17 +425,17 @@ def test_validation_may_stop_and_begin_again(folder):
 def test_edited_training_data_are_refused(folder, tmp_path, monkeypatch):
     """By what is in the examples: a file with the same content is welcome."""
     monkeypatch.setenv("MPT_JAX_DATA", str(tmp_path))
-    file = tmp_path / "sst2" / "train.jsonl"
+    file = tmp_path / "cola" / "train.jsonl"
     file.parent.mkdir()
     rows = [{"sentence": f"the food is {word}", "label": label} for word, label in (("good", 1), ("bad", 0)) * 4]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     file.write_text(text)
     data = {"task_modules": ("tasks",), "lengths": {"inputs": 64, "targets": 6}}  # the tiny vocabulary spells the words out
-    config = tiny.replace(kept(folder, "edited", tasks=("files_sst2",), steps=2), data=data)
+    config = tiny.replace(kept(folder, "edited", tasks=("cola_attempt",), steps=2), data=data)
     run_training(config)
     longer = tiny.replace(config, train={"steps": 4})
     file.write_text(text.replace("bad", "sour", 1))
-    with pytest.raises(UserError, match=r"checkpoints/2 was trained on other examples of the task 'files_sst2' than there are"):
+    with pytest.raises(UserError, match=r"checkpoints/2 was trained on other examples of the task 'cola_attempt' than there are"):
         run_training(longer)
     file.write_text(text)
     run_training(tiny.replace(longer, data={"cache_dir": str(tmp_path / "cache")}))
@@ -456,3 +456,22 @@ def test_weights_to_train_are_not_those_that_were_rounded(folder):
     backbone = setup.open_backbone(config, setup.mesh_of(config), rounded)
     jax.tree.map(np.testing.assert_array_equal, backbone.params, load_backbone(config.backbone).params)
     assert backbone.fingerprint == rounded.fingerprint
+
+
+def test_what_is_cut_and_a_warm_up_without_end_are_told(folder, capsys):
+    config = tiny.experiment(folder, "told", steps=2, optimizer={"warmup_steps": 2})
+    config = tiny.replace(config, data={"lengths": {"inputs": 3, "targets": 6}})
+    run_training(config)
+    err = capsys.readouterr().err
+    assert "OptimizerConfig.warmup_steps=2 is not below TRAIN_STEPS=2: the learning rate only rises, to 50% of its peak" in err
+    assert "warning: 100% of the training examples have inputs longer than 3 tokens" in err
+    run_training(tiny.experiment(folder, "not_told", steps=2, optimizer={"warmup_steps": 1}))
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_all_splits_are_there_before_the_first_cache_is_built(folder):
+    config = tiny.experiment(folder, "splits", tasks=("tiny_mood", "tiny_word"), train={"eval_period": 1})
+    config = tiny.replace(config, data={"cache_dir": str(folder / "no_cache_yet")})
+    with pytest.raises(UserError, match="'tiny_word' has no split 'validation'"):
+        run_training(config)
+    assert not (folder / "no_cache_yet" / "tiny_mood").exists()

@@ -54,6 +54,14 @@ seqio.TaskRegistry.add(
     metric_fns=[metrics.accuracy],
 )
 
+seqio.TaskRegistry.add(  # scored as CB is
+    "tiny_verdict",
+    source=features.rows_source({split: _rows(_colour, split, size) for split, size in (("train", 64), ("validation", 20))}),
+    preprocessors=[*features.TOKENIZE],
+    output_features=features.output_features(),
+    metric_fns=[metrics.f1_macro, metrics.accuracy],
+)
+
 seqio.TaskRegistry.add(  # no classification: few of its targets recur
     "tiny_free",
     source=features.rows_source(

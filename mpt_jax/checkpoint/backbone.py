@@ -152,6 +152,12 @@ def own_vocabulary(opened: Opened) -> str:
     return BYTES if tokenizer.get("tokenizer_class") == "ByT5Tokenizer" else ""
 
 
+def find_vocabulary(cfg: BackboneConfig) -> str:
+    """The vocabulary that `load_backbone` would find, without reading a weight. UserError as there."""
+    needed = not cfg.vocabulary and cfg.checkpoint != "scratch"
+    return _vocabulary(cfg, open_checkpoint(cfg.checkpoint, cfg.architecture) if needed else None)
+
+
 def _vocabulary(cfg: BackboneConfig, opened: Opened | None) -> str:
     """The configured vocabulary or, where none is, the checkpoint's own. UserError for a missing one."""
     if cfg.vocabulary == BYTES:

@@ -16,7 +16,7 @@ from mpt_jax.files import write_text
 # What two calls may differ in and still be of one experiment: places, speed, what is written when.
 FREE = frozenset(
     "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
-    "data.trim_lengths data.task_modules decode.batch_size partition infer export".split()
+    "data.trim_lengths data.pack_lengths data.pack_rows data.task_modules decode.batch_size partition infer export bench".split()
 )
 # A run may also become longer, and validate at other steps; but always on the same examples and in the same way, for
 # the best score so far stands for ever.
@@ -33,21 +33,34 @@ class RunFolder:
         """Make the folder and write config.json, after comparing it with that of the run that lies here already.
 
         Raises:
-            UserError: the folder cannot be made or written, or holds another run; names the first field that differs.
+            UserError: the folder cannot be made or written, holds a study, or another run; names the first field that differs.
         """
+        if self.is_study():
+            raise UserError(
+                f"MODEL_DIR {self.path} holds a study, whose files a single run would write over; give another MODEL_DIR, or "
+                "continue the study with `pipeline`."
+            )
         path = self.path / "config.json"
         new = json.loads(json.dumps(to_dict(experiment)))
         if path.exists() and self.has_progress():
-            try:
-                old = json.loads(path.read_text())
-            except ValueError:
-                old = {}
-            for name, before, after in differences(old, new, FREE_IN_A_RUN):
+            for name, before, after in differences(self._config(), new, FREE_IN_A_RUN):
                 raise UserError(
                     f"MODEL_DIR {self.path} holds a run with {name}={before!r}, but now it is {after!r}; "
                     "give the old value to continue that run, or another MODEL_DIR."
                 )
         self.write("config.json", new)
+
+    def is_study(self) -> bool:
+        """Whether `pipeline` has begun a study here."""
+        return (self.path / "results.jsonl").exists() or "base" in self._config()
+
+    def _config(self) -> dict[str, Any]:
+        """config.json, {} where there is none that can be read."""
+        try:
+            config = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return config if isinstance(config, dict) else {}
 
     def has_progress(self) -> bool:
         """Whether a run has left a checkpoint or its result here."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from mpt_jax.files import replacing
 
 DOWNLOADS = Path("~/.cache/mpt_jax/vocabularies")  # SentencePiece reads local files only
 CHECKPOINT = "INITIAL_CHECKPOINT_PATH"  # what a path is, for errors, unless the caller says otherwise
+# Seconds until a silent bucket is told of, and until it is given up: TensorStore itself tries again for many minutes.
+PATIENCE, DEADLINE = 5.0, 50.0
+
+logger = logging.getLogger("mpt_jax")
 
 
 def is_remote(path: str) -> bool:
@@ -46,8 +51,9 @@ def is_file(path: str) -> bool:
 
 def exists(store: ts.KvStore, key: str) -> bool:
     """Whether the folder has this file. UserError where it cannot be known."""
+    found = _answered(store.read(key, byte_range=slice(0, 0)), store, key, CHECKPOINT)
     try:
-        return store.read(key, byte_range=slice(0, 0)).result().state == "value"
+        return found.result().state == "value"
     except Exception as error:  # no such bucket, no permission, no network
         raise _unreadable(store, key, error, CHECKPOINT) from None
 
@@ -57,9 +63,10 @@ def list_names(folder: str, store: ts.KvStore, prefix: str = "") -> set[str]:
     if not is_remote(folder):
         path = Path(folder).expanduser()
         return {entry.name for entry in path.iterdir() if entry.name.startswith(prefix)} if path.is_dir() else set()
+    after = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # "" is the end of all
+    listed = _answered(store.list(range=ts.KvStore.KeyRange(prefix, after)), store, prefix, CHECKPOINT)
     try:
-        after = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # "" is the end of all
-        keys = store.list(range=ts.KvStore.KeyRange(prefix, after)).result()
+        keys = listed.result()
     except Exception as error:  # a bucket may be read but not listed
         raise UserError(
             f"{folder} ({CHECKPOINT}) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
@@ -69,8 +76,9 @@ def list_names(folder: str, store: ts.KvStore, prefix: str = "") -> set[str]:
 
 def read(store: ts.KvStore, key: str, what: str = CHECKPOINT) -> bytes | None:
     """The whole file, or None where there is none. UserError, which says `what` the path is, where it cannot be read."""
+    answer = _answered(store.read(key), store, key, what)
     try:
-        found = store.read(key).result()
+        found = answer.result()
     except Exception as error:  # as in `exists`
         raise _unreadable(store, key, error, what) from None
     return found.value if found.state == "value" else None
@@ -130,6 +138,27 @@ def local_copy(path: str, what: str) -> Path:
                 "to, or give a local file."
             ) from None
     return copy
+
+
+def _answered(future: ts.Future[Any], store: ts.KvStore, key: str, what: str) -> ts.Future[Any]:
+    """`future` once it is done, well or not. UserError when the bucket does not answer in time.
+
+    For small requests: the first of every checkpoint are such, so what follows finds a bucket that answers.
+    """
+    try:
+        future.exception(timeout=PATIENCE)
+        return future
+    except TimeoutError:
+        logger.warning("waiting for %s%s …", store.url, key)
+    try:
+        future.exception(timeout=DEADLINE - PATIENCE)
+        return future
+    except TimeoutError:
+        future.cancel()
+        raise UserError(
+            f"{store.url}{key} ({what}) has not answered for {DEADLINE:.0f} s; check the network, the bucket's "
+            "name and your permissions (gcloud auth application-default login), or copy the checkpoint to a local folder."
+        ) from None
 
 
 def _unreadable(store: ts.KvStore, key: str, error: Exception, what: str) -> UserError:

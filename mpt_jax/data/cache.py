@@ -9,9 +9,11 @@ task, data files, environment variables). Opening checks both without importing 
 """
 
 import importlib
+import itertools
 import json
 import logging
 import mmap
+from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +24,12 @@ from mpt_jax.config import DataConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.metrics import invalid_rate
 
-FORMAT = 1  # of the files and of what the builder puts in them; a change makes every cache stale
+FORMAT = 2  # of the files and of what the builder puts in them; a change makes every cache stale
 MAX_CLASSES, RECURRENCE = 32, 4  # a split with at most so many different targets, so frequent on average, is a classification
+PERCENTILES = (50, 90, 99, 100)  # of the lengths, that a cache knows
+LABEL_TYPES = (str, int, np.integer)  # of a postprocessed label
 SCORING_MODULE = "mpt_jax.metrics"  # functions that live here are stored by name and need no seqio to score
 
 logger = logging.getLogger("mpt_jax")
@@ -37,9 +42,7 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
     Raises:
       UserError: unknown task (with the nearest name), missing split, bad data file, unwritable cache folder.
     """
-    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
-    key = fingerprint.digest(str(FORMAT), json.dumps(asked))
-    folder = cache_root(data) / task / f"{split}-{key}"
+    folder = _folder_of(data, task, split, vocabulary)
     cache = _open_fresh(folder, data, vocabulary)
     if cache is None:
         from mpt_jax.data import build  # loads TensorFlow
@@ -55,6 +58,27 @@ def open_task(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -
         if cut:
             logger.warning("%s/%s: %s of %s examples were cut to the length", task, split, what, f"{len(cache):,}")
     return cache
+
+
+def require_splits(data: DataConfig, tasks: Iterable[str], splits: Iterable[str], vocabulary: Vocabulary) -> None:
+    """That each task has each split, before the first of their caches is built, which may take long.
+
+    Raises:
+      UserError: as `open_task` for an unknown task and a missing split.
+    """
+    pairs = itertools.product(dict.fromkeys(tasks), dict.fromkeys(splits))
+    missing = [pair for pair in pairs if _open_fresh(_folder_of(data, *pair, vocabulary), data, vocabulary) is None]
+    if missing:
+        from mpt_jax.data import build  # loads TensorFlow
+
+        for task, split in missing:
+            build.check_split(data, task, split)
+
+
+def _folder_of(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -> Path:
+    """The folder of a cache's variants."""
+    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
+    return cache_root(data) / task / f"{split}-{fingerprint.digest(str(FORMAT), json.dumps(asked))}"
 
 
 def mixture_tasks(data: DataConfig, name: str) -> list[tuple[str, float]]:
@@ -97,6 +121,7 @@ class TokenCache:
       task, split: names.
       lengths: {"inputs": T, "targets": L}; no example is longer.
       truncated: {"inputs": n, "targets": n}, how many examples were cut.
+      percentiles: {"inputs": {"50": n, …}, "targets": …}, of the lengths before anything was cut, in tokens.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], vocabulary: Vocabulary, task_modules: tuple[str, ...] = ()):
@@ -105,6 +130,7 @@ class TokenCache:
         self.split: str = meta["split"]
         self.lengths: dict[str, int] = meta["lengths"]
         self.truncated: dict[str, int] = meta["truncated"]
+        self.percentiles: dict[str, dict[str, int]] = meta["percentiles"]
         self._tokens = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("inputs", "targets")}
         self._offsets = {name: np.load(folder / f"{name}_offsets.npy", mmap_mode="r") for name in ("inputs", "targets", "text")}
         self._labels = None if meta["labels"] is None else np.load(folder / "labels.npy")
@@ -125,10 +151,22 @@ class TokenCache:
         """Target tokens of example i, int32 [<= L]."""
         return self._row("targets", i)
 
-    def input_lengths(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Number of input tokens of the examples `rows` (default: all), int64."""
-        offsets = self._offsets["inputs"]
-        return np.diff(offsets) if rows is None else offsets[rows + 1] - offsets[rows]
+    def token_counts(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Number of "inputs" or "targets" tokens of the examples `rows` (default: all), int64.
+
+        Raises:
+          IndexError: there is no such example.
+        """
+        offsets = self._offsets[name]
+        if rows is None:
+            return np.diff(offsets)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"examples {rows.min()} to {rows.max()} of {len(self)} in {self.task}/{self.split}")
+        return offsets[rows + 1] - offsets[rows]
+
+    def flat(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """All "inputs" or "targets" tokens in one row, int32, and where in it each example begins, int64 [examples + 1]."""
+        return self._tokens[name], self._offsets[name]
 
     def text(self, i: int) -> dict[str, Any]:
         """Example i's fields other than tokens: `inputs_pretokenized`, `targets_pretokenized` and whatever the task carries."""
@@ -176,10 +214,17 @@ class TokenCache:
         """Whether the task can be scored; tasks for pretraining have no metrics."""
         return bool(self._scoring[1])
 
-    def score(self, predictions: list[str], indices: list[int] | np.ndarray | None = None) -> dict[str, float]:
+    def score(
+        self,
+        predictions: list[str],
+        indices: list[int] | np.ndarray | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> dict[str, float]:
         """The task's own `postprocess_fn` and `metric_fns` on decoded predictions of the examples `indices` (default: all).
 
-        Targets and predictions are postprocessed as seqio does: `fn(text, example=fields, is_target=bool)`.
+        Targets and predictions are postprocessed as seqio does: `fn(text, example=fields, is_target=bool)`. Of a classification
+        there is `metrics.INVALID` besides, the percentage of predictions that are none of the `labels` (default: the different
+        targets of this split); not where predictions are made into numbers, which have no labels but a scale.
         """
         rows = range(len(self)) if indices is None else [int(i) for i in indices]
         if len(predictions) != len(rows):
@@ -191,7 +236,11 @@ class TokenCache:
         scores: dict[str, float] = {}
         for metric in metrics:
             scores |= {name: float(value) for name, value in metric(targets, decoded).items()}
-        return scores
+        names = labels if labels is not None else self.meta["labels"]
+        if names is None or not scores or not all(isinstance(prediction, LABEL_TYPES) for prediction in decoded):
+            return scores
+        valid = [[postprocess(name, example=ex, is_target=False) for name in names] for ex in examples]
+        return scores | invalid_rate(valid, decoded)
 
     @cached_property
     def _scoring(self) -> tuple[Any, list[Any], Any]:
@@ -199,9 +248,9 @@ class TokenCache:
         if stored is not None:
             postprocess = load_function(stored["postprocess"]) if stored["postprocess"] else _unchanged
             return postprocess, [load_function(spec) for spec in stored["metrics"]], lambda example: example
-        from mpt_jax.data import build  # the task scores with functions of its own: loads seqio
+        from mpt_jax.data import registry  # the task scores with functions of its own: loads seqio
 
-        return build.scoring_functions(self.task_modules, self.task)
+        return registry.scoring_functions(self.task_modules, self.task)
 
     def _bounds(self, name: str, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

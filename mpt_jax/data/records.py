@@ -8,6 +8,12 @@ from typing import Any
 from mpt_jax.errors import UserError
 
 Record = tuple[int, dict[str, Any]]
+SHOWN = 80  # characters of a line at fault that a message prints
+
+
+def shorten(text: str) -> str:
+    """A text as a message prints it: its beginning only where it is long."""
+    return text if len(text) <= SHOWN else text[: SHOWN - 2] + " …"
 
 
 def read_records(path: Path, key: str = "the file") -> Iterator[Record]:
@@ -46,7 +52,7 @@ def _objects(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); correct the line.") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: a JSON object is needed, not {line[:40]}; correct the line.")
+            raise UserError(f"{path}, line {number}: a JSON object is needed, not {shorten(line)}; correct the line.")
         yield number, row
 
 
@@ -54,12 +60,17 @@ def _table(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Record]:
     first, header = next(lines, (1, ""))
     names = header.split("\t")
     if len(set(names)) < len(names):
-        raise UserError(f"{path}, line {first}: a field name occurs twice ({', '.join(names)}); rename one of the two.")
+        raise UserError(f"{path}, line {first}: a field name occurs twice ({_names(names)}); rename one of the two.")
     for number, line in lines:
         values = line.split("\t")
         if len(values) != len(names):
             raise UserError(
                 f"{path}, line {number}: {len(values)} fields between tabs, but line {first} names {len(names)} "
-                f"({', '.join(names)}); correct the line."
+                f"({_names(names)}); correct the line."
             )
         yield number, dict(zip(names, values, strict=True))
+
+
+def _names(names: list[str]) -> str:
+    """The names of a first line; where it is no such line but a row with whole texts, its beginning."""
+    return shorten(", ".join(names))

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.config import DataConfig
-from mpt_jax.data import build
+from mpt_jax.data.build import tokenise
 from mpt_jax.data.cache import lengths_of
+from mpt_jax.data.registry import find_task
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 
@@ -27,18 +28,20 @@ def tokenise_rows(
     Raises:
         UserError: no such task, or none of its splits can be opened to see what its fields are.
     """
-    task = build.find_task(data.task_modules, task_name)
+    task = find_task(data.task_modules, task_name)
     spec = _fields(task)
     lengths = lengths_of(data)
 
     def run(members: Sequence[Row], filler: int) -> tuple[list[np.ndarray | str], int]:
-        columns = build._tokenise(_on_rows(task, spec, members, filler), SPLIT, lengths, vocabulary)
-        tokens = columns.tokens["inputs"]
+        _, batches = tokenise(_on_rows(task, spec, members, filler), SPLIT, lengths, vocabulary)
+        parts = list(batches)
+        tokens = [row for part in parts for row in part.tokens["inputs"]]
+        cut = sum(size > lengths["inputs"] for part in parts for size in part.uncut["inputs"])
         if len(tokens) != len(members):
             if len(members) > 1:
                 raise ValueError("rows were dropped or multiplied")  # which ones? seen one by one
-            return [tokens[0] if tokens else "the task's preprocessors leave it out"], columns.truncated["inputs"]
-        return list(tokens), columns.truncated["inputs"]
+            return [tokens[0] if tokens else "the task's preprocessors leave it out"], cut
+        return list(tokens), cut
 
     def all_of(members: Sequence[Row], filler: int) -> tuple[list[np.ndarray | str], int]:
         try:

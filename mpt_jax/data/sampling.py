@@ -8,6 +8,7 @@ Three ways, `DataConfig.sampling`:
                 to one of them (Wang et al. 2023 §3; with replacement and by rates as in the code of DPT, which derives from MPT).
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -21,9 +22,8 @@ import numpy as np
 from mpt_jax.config import DataConfig, StreamConfig
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache, mixture_tasks
+from mpt_jax.data.layout import Batch, Examples, Packing, assemble, assemble_packed, row_counts
 from mpt_jax.errors import UserError
-
-Batch = dict[str, np.ndarray]
 
 CYCLE = 1 << 16  # of "proportional": rates are met exactly up to 1/65,536 and the order repeats after so many examples
 
@@ -64,18 +64,27 @@ def k_shot_rows(cache: TokenCache, k: int, seed: int) -> np.ndarray:
     """
     if k == 0:
         return np.arange(len(cache))
+    if scarce := scarce_classes(cache, k):
+        _warn_scarce(cache.task, k, tuple(scarce.items()))
     labels = cache.labels
     groups = {"": np.arange(len(cache))}
     if labels is not None:
         array = np.array(labels)
         groups = {name: np.flatnonzero(array == name) for name in sorted(set(labels))}
-    chosen = []
-    for name, rows in groups.items():
-        if len(rows) < k:
-            what = f"class '{name}'" if labels is not None else "task"
-            logger.warning("%s has only %d examples of %s; all are taken for k = %d", cache.task, len(rows), what, k)
-        chosen.append(_rng("k_shot", cache.task, seed, name).permutation(rows)[:k])
+    chosen = [_rng("k_shot", cache.task, seed, name).permutation(rows)[:k] for name, rows in groups.items()]
     return np.sort(np.concatenate(chosen))
+
+
+def scarce_classes(cache: TokenCache, k: int) -> dict[str, int]:
+    """The classes with fewer than k examples, and how many they have; a task without classes counts as one, named ""."""
+    sizes = {"": len(cache)} if cache.labels is None else collections.Counter(cache.labels)
+    return {name: size for name, size in sorted(sizes.items()) if size < k}
+
+
+@functools.cache  # a study chooses the same examples for every method and seed: once is enough
+def _warn_scarce(task: str, k: int, scarce: tuple[tuple[str, int], ...]) -> None:
+    found = ", ".join(f"{size} examples of class '{name}'" if name else f"{size} examples" for name, size in scarce)
+    logger.warning("%s has only %s; all are taken for k = %d", task, found, k)
 
 
 class Loader:
@@ -90,9 +99,11 @@ class Loader:
       with_replacement: of "mpt": streams are drawn by rate, with replacement, instead of without and evenly.
       trim_lengths: input lengths below T that a batch is trimmed to, the smallest that holds it; () = always T.
       sort_window: of "proportional": so many batches share their examples sorted by length, in a random order of the batches.
+      packing: packs the examples of a batch into rows, instead of trimming it; None = one row each.
+      shard: (index, count): makes that one of `count` equal runs of a batch's rows; all shards have the same shapes.
 
     Raises:
-      UserError: the batch cannot be divided as `sampling` demands.
+      UserError: the batch cannot be divided as `sampling` or `shard` demands.
     """
 
     def __init__(
@@ -105,6 +116,8 @@ class Loader:
         with_replacement: bool = False,
         trim_lengths: Sequence[int] = (),
         sort_window: int = 1,
+        packing: Packing | None = None,
+        shard: tuple[int, int] = (0, 1),
     ):
         n = len(streams)
         if n == 0 or any(len(stream.rows) == 0 for stream in streams):
@@ -119,10 +132,15 @@ class Loader:
                 f"DataConfig.batch_size (BATCH_SIZE) {batch_size} is smaller than the {n} tasks that a step of "
                 f"sampling='mpt' may draw; set it to {n} or more."
             )
+        if batch_size % shard[1]:
+            raise UserError(
+                f"DataConfig.batch_size (BATCH_SIZE) {batch_size} cannot be shared evenly by {shard[1]} hosts; "
+                f"set it to a multiple of {shard[1]}."
+            )
         self.streams, self.sampling, self.batch_size, self.lengths = list(streams), sampling, batch_size, dict(lengths)
         self.seed, self.with_replacement = seed, with_replacement
         self.trim_lengths = sorted({t for t in trim_lengths if 0 < t < lengths["inputs"]} | {int(lengths["inputs"])})
-        self.sort_window = sort_window
+        self.sort_window, self.packing, self.shard = sort_window, packing, shard
         self._caches = [stream.cache for stream in self.streams]
         self._rates = np.array([stream.rate for stream in self.streams], np.float64)
         self._rates /= self._rates.sum()
@@ -130,11 +148,17 @@ class Loader:
         self._window = functools.lru_cache(maxsize=2)(self._sorted_window)
 
     def batch(self, step: int) -> Batch:
-        """The batch of `step` (0, 1, ...): arrays of `shapes.BATCH_SHAPES` and `example_ids` [B], the rows in the caches."""
-        task_ids, rows = self.draw(step)
-        longest = min(self._input_lengths(task_ids, rows).max(), self.lengths["inputs"])
+        """The batch of `step` (0, 1, ...), or this shard of it.
+
+        Returns the arrays of `shapes.BATCH_SHAPES` or, packed, `shapes.PACKED_SHAPES`, and `example_ids`, the rows in the caches.
+        """
+        examples = Examples(self._caches, *self.draw(step))
+        if self.packing is not None:
+            return assemble_packed(examples, self.lengths, self.packing, self.shard)
+        longest = min(examples.counts("inputs").max(), self.lengths["inputs"])  # of all shards
         trimmed = next(t for t in self.trim_lengths if t >= longest)
-        return assemble(self._caches, task_ids, rows, {**self.lengths, "inputs": trimmed})
+        index, share = self.shard[0], self.batch_size // self.shard[1]
+        return assemble(examples.take(slice(index * share, (index + 1) * share)), {**self.lengths, "inputs": trimmed})
 
     def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(stream [B], row in its cache [B]) of the batch of `step`, int32."""
@@ -186,8 +210,8 @@ class Loader:
     def _sorted_window(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The `sort_window` batches of a window, [batches, B] each: streams and rows, alike in length within a batch."""
         task_ids, rows = self._rows(*self._proportional(window * self.sort_window, self.sort_window))
-        order = np.argsort(self._input_lengths(task_ids, rows), kind="stable").reshape(self.sort_window, self.batch_size)
-        order = _rng("window", "", self.seed, window).permutation(order)
+        order = np.argsort(Examples(self._caches, task_ids, rows).counts("inputs"), kind="stable")
+        order = _rng("window", "", self.seed, window).permutation(order.reshape(self.sort_window, self.batch_size))
         return task_ids[order], rows[order]
 
     def _proportional(self, step: int, batches: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,29 +251,41 @@ class Loader:
             task_ids.append(np.full(count, stream))
         return np.concatenate(task_ids), np.concatenate(rows)
 
-    def _input_lengths(self, task_ids: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        lengths = np.zeros(len(rows), np.int64)
-        for n in np.unique(task_ids):
-            lengths[task_ids == n] = self._caches[n].input_lengths(rows[task_ids == n])
-        return lengths
-
     def _rows(self, task_ids: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(streams, rows in their caches) from (streams, positions in them)."""
-        return task_ids, np.array([self._row(n, p) for n, p in zip(task_ids.tolist(), positions.tolist(), strict=True)])
-
-    def _row(self, stream: int, position: int) -> int:
-        """Row of the `position`-th example that a stream yields, over all epochs."""
-        epoch, index = divmod(position, len(self.streams[stream].rows))
-        return int(self._order(int(stream), epoch)[index])
+        """(streams, rows in their caches) from (streams, positions in what they yield over all epochs)."""
+        rows = np.empty(len(positions), np.int64)
+        for n in np.unique(task_ids).tolist():
+            own = np.flatnonzero(task_ids == n)
+            epochs, places = np.divmod(positions[own], len(self.streams[n].rows))
+            for epoch in np.unique(epochs).tolist():
+                now = epochs == epoch
+                rows[own[now]] = self._order(n, epoch)[places[now]]
+        return task_ids, rows
 
     def _epoch_order(self, stream: int, epoch: int) -> np.ndarray:
         """The stream's rows in the order of an epoch; does not depend on the stream's number."""
         data = self.streams[stream]
-        return _rng("epoch", data.task, self.seed, f"{data.seed} {data.k_shot} {epoch}").permutation(data.rows)
+        return _rng("epoch", data.task, self.seed, f"{data.seed} {data.k_shot} {epoch}").permutation(data.rows.astype(np.int32))
 
 
-def make_loader(data: DataConfig, streams: Sequence[StreamData]) -> Loader:
-    """The loader that a run's `DataConfig` asks for."""
+def make_loader(
+    data: DataConfig,
+    streams: Sequence[StreamData],
+    prompt_length: int = 0,
+    row_multiple: int = 1,
+    shard: tuple[int, int] = (0, 1),
+) -> Loader:
+    """The loader that a run's `DataConfig` asks for.
+
+    Args:
+      prompt_length: P, for which packed rows leave room; 0 without prompts.
+      row_multiple: packed batches have a multiple of so many rows (the devices that share them).
+      shard: see `Loader`.
+    """
+    packing = None
+    if rows := data.pack_lengths:
+        counts = row_counts(data.batch_size, row_multiple, data.pack_rows)
+        packing = Packing(rows["inputs"], rows["targets"], prompt_length, counts)
     return Loader(
         streams,
         data.sampling,
@@ -259,34 +295,9 @@ def make_loader(data: DataConfig, streams: Sequence[StreamData]) -> Loader:
         data.with_replacement,
         data.trim_lengths,
         data.sort_window,
+        packing,
+        shard,
     )
-
-
-def assemble(caches: Sequence[TokenCache], task_ids: np.ndarray, rows: np.ndarray, lengths: dict[str, int]) -> Batch:
-    """Pads examples into a batch: example b is row `rows[b]` of `caches[task_ids[b]]`.
-
-    Returns the arrays of `shapes.BATCH_SHAPES`, and `example_ids` [B] int32 = `rows`. Longer examples are cut (caches of the
-    same lengths have none).
-    """
-    b, t, length = len(rows), int(lengths["inputs"]), int(lengths["targets"])
-    encoder = np.zeros((b, t), np.int32)
-    targets = np.zeros((b, length), np.int32)
-    weights = np.zeros((b, length), np.float32)
-    for i, (n, row) in enumerate(zip(task_ids, rows, strict=True)):
-        source, target = caches[n].inputs(int(row))[:t], caches[n].targets(int(row))[:length]
-        encoder[i, : len(source)] = source
-        targets[i, : len(target)] = target
-        weights[i, : len(target)] = 1
-    shifted = np.zeros_like(targets)
-    shifted[:, 1:] = targets[:, :-1]
-    return {
-        "encoder_tokens": encoder,
-        "decoder_input_tokens": shifted,
-        "decoder_target_tokens": targets,
-        "loss_weights": weights,
-        "task_ids": np.asarray(task_ids, np.int32),
-        "example_ids": np.asarray(rows, np.int32),
-    }
 
 
 def _rng(purpose: str, task: str, seed: int, what: object) -> np.random.Generator:

@@ -77,6 +77,10 @@ class SentencePieceVocabulary:
             clean.append(token if 0 <= token < size else UNK_ID)
         return self._processor.decode(clean)
 
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each token as SentencePiece writes it: "▁" for a space, "</s>" for EOS."""
+        return [self._processor.id_to_piece(int(token)) for token in ids]
+
     def seqio(self) -> Any:
         """The same vocabulary as a `seqio.SentencePieceVocabulary`; loads TensorFlow."""
         import seqio
@@ -98,6 +102,11 @@ class ByteVocabulary:
         """Text of `ids` up to the first EOS; ids that are no bytes, and bytes that are no UTF-8, are left out, as seqio does."""
         values = itertools.takewhile(lambda token: token != EOS_ID, map(int, ids))
         return bytes(token - 3 for token in values if 3 <= token < self.vocab_size).decode(errors="ignore")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Each token as the ASCII character that it is, else "<0xE2>"; "▁" for a space, "</s>" for EOS."""
+        special = {PAD_ID: "<pad>", EOS_ID: "</s>", UNK_ID: "<unk>", 3 + ord(" "): "▁"}
+        return [special.get(int(n)) or (chr(n - 3) if 33 <= n - 3 < 127 else f"<0x{n - 3:02X}>") for n in ids]
 
     def seqio(self) -> Any:
         """The same vocabulary as a `seqio.ByteVocabulary`; loads TensorFlow."""

@@ -22,8 +22,9 @@ fan_in_truncated = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_no
 
 
 def mask_bias(mask: jax.Array) -> jax.Array:
-    """0/1 mask [B, S] → additive float32 bias [B, 1, 1, S]."""
-    return jnp.where(mask[:, None, None, :] > 0, 0.0, MASKED).astype(jnp.float32)
+    """0/1 mask [B, S] of keys, or [B, Q, S] of queries and keys → additive float32 bias [B, 1, 1, S] or [B, 1, Q, S]."""
+    mask = mask[:, None, :] if mask.ndim == 2 else mask
+    return jnp.where(mask[:, None] > 0, 0.0, MASKED).astype(jnp.float32)
 
 
 def relative_buckets(distance: jax.Array, bidirectional: bool, num_buckets: int, max_distance: int) -> jax.Array:
@@ -86,8 +87,30 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],), config.param_dtype)
+        scale = self.param("scale", init, (x.shape[-1],), float_dtype(config))
         return _rms_norm(x, scale.astype(config.dtype), config.norm_epsilon)
+
+
+def float_dtype(config: T5Config) -> str:
+    """Of the weights that are no matrix products' kernels: `param_dtype`, or beside int8 kernels the activations' dtype."""
+    return config.dtype if config.param_dtype == "int8" else config.param_dtype
+
+
+def kernel_of(
+    module: nn.Module, config: T5Config, shape: tuple[int, int], axes: tuple[str, str], init: Initializer
+) -> tuple[jax.Array, jax.Array | None]:
+    """The parameter `kernel` [in, out] of a module; of an int8 model also `kernel_scale` [out] float32, see `quantize.py`."""
+    if config.param_dtype != "int8":
+        return module.param("kernel", nn.with_logical_partitioning(init, axes), shape, config.param_dtype), None
+    kernel = module.param("kernel", nn.with_logical_partitioning(nn.initializers.zeros_init(), axes), shape, jnp.int8)
+    ones = nn.with_logical_partitioning(nn.initializers.ones_init(), axes[1:])
+    return kernel, module.param("kernel_scale", ones, shape[1:], jnp.float32)
+
+
+def apply_kernel(x: jax.Array, kernel: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """x [..., in] @ kernel [in, out], in the dtype of x; what an int8 kernel gives is scaled by output channel afterwards."""
+    y = jnp.dot(x, kernel.astype(x.dtype))
+    return y if scale is None else y * scale.astype(x.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
 class Dense(nn.Module):
@@ -100,10 +123,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config = self.config
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), config.param_dtype)
-        return jnp.dot(x.astype(config.dtype), kernel.astype(config.dtype))
+        kernel, scale = kernel_of(self, self.config, (x.shape[-1], self.features), self.axes, self.kernel_init)
+        return apply_kernel(x.astype(self.config.dtype), kernel, scale)
 
 
 class LogitsDense(nn.Module):
@@ -114,9 +135,11 @@ class LogitsDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
-        init = nn.with_logical_partitioning(fan_in_truncated, ("embed", "vocab"))
-        kernel = self.param("kernel", init, (config.d_model, config.vocab_size), config.param_dtype)
-        return float32_dot(x, kernel)
+        shape = config.d_model, config.vocab_size
+        kernel, scale = kernel_of(self, config, shape, ("embed", "vocab"), fan_in_truncated)
+        if scale is None:
+            return float32_dot(x, kernel)
+        return float32_dot(x, kernel.astype(x.dtype)) * scale[None, None]
 
 
 class Embed(nn.Module):
@@ -127,7 +150,7 @@ class Embed(nn.Module):
     def setup(self) -> None:
         config = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(stddev=1.0), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (config.vocab_size, config.d_model), config.param_dtype)
+        self.embedding = self.param("embedding", init, (config.vocab_size, config.d_model), float_dtype(config))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """tokens [B, T] → [B, T, D]. An id outside the vocabulary gives NaN, never another token's embedding."""
@@ -157,7 +180,7 @@ class RelativePositionBias(nn.Module):
         init = nn.with_logical_partitioning(
             nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), ("heads", "relpos_buckets")
         )
-        table = self.param("rel_embedding", init, (config.num_heads, config.relpos_buckets), config.param_dtype)
+        table = self.param("rel_embedding", init, (config.num_heads, config.relpos_buckets), float_dtype(config))
         distance = key_positions[None, :] - query_positions[:, None]
         buckets = relative_buckets(distance, self.bidirectional, config.relpos_buckets, config.relpos_max_distance)
         return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]

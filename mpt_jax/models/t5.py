@@ -23,6 +23,7 @@ from mpt_jax.models.layers import (
     Mlp,
     RelativePositionBias,
     RMSNorm,
+    apply_kernel,
     mask_bias,
     relative_buckets,
     split_heads,
@@ -93,7 +94,7 @@ class DecoderBlock(nn.Module):
         cache: LayerCache | None,
         position: jax.Array,
         encoded: jax.Array | None,
-        self_bias: jax.Array,
+        self_biases: tuple[jax.Array, ...],
         cross_bias: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array | None, tuple[jax.Array, jax.Array] | None]]:
         config, dropout = self.config, Dropout(self.config.dropout_rate, self.deterministic)
@@ -105,7 +106,7 @@ class DecoderBlock(nn.Module):
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, position, axis=2)
             value = jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, position, axis=2)
-        x = x + dropout(attention(y, key, value, (self_bias,)))
+        x = x + dropout(attention(y, key, value, self_biases))
 
         y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
         if cache is not None:
@@ -145,6 +146,7 @@ class Decoder(nn.Module):
         x: jax.Array,
         encoded: jax.Array | None,
         mask: jax.Array,
+        self_mask: jax.Array | None,
         embed: Embed,
         cache: Cache | None,
         deterministic: bool,
@@ -156,14 +158,16 @@ class Decoder(nn.Module):
         key_positions = jnp.arange(x.shape[1] if cache is None else cache.self_key.shape[3])
         causal = key_positions[None, None, None, :] <= query_positions[None, None, :, None]
         position_bias = RelativePositionBias(config, bidirectional=False, name="relpos_bias")(query_positions, key_positions)
-        self_bias = jnp.where(causal, position_bias, MASKED)
+        self_biases: tuple[jax.Array, ...] = (jnp.where(causal, position_bias, MASKED),)
+        if self_mask is not None:
+            self_biases += (mask_bias(self_mask),)
 
         x = dropout(x)
         layers = _stack(DecoderBlock, config, config.num_decoder_layers, in_axes=(0, *(nn.broadcast,) * 4))
         layer_cache = None if cache is None else LayerCache(*cache[1:])
         source = None if encoded is None else encoded.astype(config.dtype)
         x, (hidden, self_cache) = layers(config, deterministic, return_hidden, name="layers")(
-            x, layer_cache, position, source, self_bias, mask_bias(mask)
+            x, layer_cache, position, source, self_biases, mask_bias(mask)
         )
         x = dropout(RMSNorm(config, name="decoder_norm")(x))
         logits = embed.attend(x) if config.tie_embeddings else LogitsDense(config, name="logits_dense")(x)
@@ -209,7 +213,10 @@ class T5(nn.Module):
         return self.token_embedder(tokens)
 
     def encode(self, x: jax.Array, mask: jax.Array, *, deterministic: bool = True, return_hidden: bool = False) -> Encoded:
-        """Embeddings x [B, S, D], mask [B, S] (1 = attend) → `Encoded`. Masked positions influence no other position."""
+        """Embeddings x [B, S, D], mask (1 = attend) → `Encoded`. Masked positions influence no other position.
+
+        The mask is of keys [B, S], or of queries and keys [B, S, S] where not all positions of a row may attend to one another.
+        """
         return self.encoder(x, mask, deterministic, return_hidden)
 
     def decode(
@@ -218,17 +225,20 @@ class T5(nn.Module):
         encoded: jax.Array | None,
         mask: jax.Array,
         *,
+        self_mask: jax.Array | None = None,
         deterministic: bool = True,
         cache: Cache | None = None,
         return_hidden: bool = False,
     ) -> Decoded:
-        """Decoder input tokens [B, L] (first one 0) and the encoder's output [B, S, D] → `Decoded`.
+        """Decoder input tokens [B, L] (first one 0), the encoder's output [B, S, D] and its mask [B, S] → `Decoded`.
 
         An input may have C targets, then tokens are [B * C, L], the targets of one input side by side; so is what comes back.
-        Causal only: padding among the decoder's inputs is not masked, as in T5X and Hugging Face. With a cache from
+        Causal only: padding among the decoder's inputs is not masked, as in T5X and Hugging Face. Of packed rows, `self_mask`
+        [B, L, L] and `mask` [B, L, S] are of queries and keys. With a cache from
         `start_cache`, `tokens` are the next L ones, the cache comes back advanced, and `encoded` is not looked at (None will do).
         """
-        return self.decoder(self.token_embedder(tokens), encoded, mask, self.token_embedder, cache, deterministic, return_hidden)
+        x = self.token_embedder(tokens)
+        return self.decoder(x, encoded, mask, self_mask, self.token_embedder, cache, deterministic, return_hidden)
 
 
 def start_cache(model: T5, params: Params, encoded: jax.Array, max_length: int) -> Cache:
@@ -237,12 +247,15 @@ def start_cache(model: T5, params: Params, encoded: jax.Array, max_length: int) 
     attention = params["decoder"]["layers"]["encoder_decoder_attention"]
     source = encoded.astype(config.dtype)
 
-    def project(kernel: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda one: split_heads(jnp.dot(source, one), config.num_heads), kernel.astype(config.dtype))
+    def project(dense: Params) -> jax.Array:
+        def one_layer(one: Params) -> jax.Array:
+            return split_heads(apply_kernel(source, one["kernel"], one.get("kernel_scale")), config.num_heads)
+
+        return jax.lax.map(one_layer, dense)
 
     shape = (config.num_decoder_layers, encoded.shape[0], config.num_heads, max_length, config.d_kv)
     empty = jnp.zeros(shape, config.dtype)
-    key, value = project(attention["key"]["kernel"]), project(attention["value"]["kernel"])
+    key, value = project(attention["key"]), project(attention["value"])
     return Cache(jnp.zeros((), jnp.int32), empty, empty, key, value)
 
 

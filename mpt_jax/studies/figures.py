@@ -1,8 +1,7 @@
 """The pictures of a study, drawn from plain records (`results.read`) and arrays; nothing here reads files.
 
-Every method has its own colour (Okabe and Ito's palette), marker, line style and hatch, so that the pictures can be read in
-grey and by the colour-blind. Error bars are one standard deviation over seeds, and each picture says over how many.
-Bars start at zero. Chance and ceiling are drawn where the tasks document them.
+Error bars are one standard deviation over seeds, and each picture says over how many. Bars start at zero. Chance and ceiling
+are drawn where the tasks document them.
 """
 
 import dataclasses
@@ -19,139 +18,66 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mpt_jax.studies import results
+from mpt_jax.studies.looks import CURVE_LOOKS, EDGE, LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.results import METHODS
+from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, task_labels
 
 Records = Sequence[results.Record]
 Spreads = Sequence[results.Spread | None]
 Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#555555",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "hatch.linewidth": 0.7,
-    "svg.hashsalt": "mpt_jax",  # the same picture gives the same file
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """How one method is drawn everywhere."""
-
-    label: str
-    color: str
-    marker: str
-    line: Any
-    hatch: str
-
-
-LOOKS = {
-    "mpt": Look("MPT", "#0072B2", "o", "-", ""),
-    "prompt_tuning": Look("Prompt tuning", "#E69F00", "s", (0, (5, 2)), "////"),
-    "spot": Look("SPoT", "#009E73", "^", (0, (1, 1.2)), "...."),
-    "model_tuning": Look("Model tuning", "#8C8C8C", "D", (0, (6, 2, 1, 2)), "xxxx"),
-}
-OTHER_LOOKS = (
-    Look("", "#D55E00", "v", "-", "\\\\\\\\"),
-    Look("", "#CC79A7", "P", (0, (3, 1)), "++++"),
-    Look("", "#56B4E9", "X", (0, (1, 2)), "oooo"),
-    Look("", "#000000", "*", (0, (8, 2)), "||||"),
-)
-CURVE_LOOKS = (*LOOKS.values(), *OTHER_LOOKS)  # of things that are not methods
-
-
-def look(method: str) -> Look:
-    """The method's look; methods that are not the four of the pipeline get one by their name."""
-    if method in LOOKS:
-        return LOOKS[method]
-    return dataclasses.replace(OTHER_LOOKS[sum(map(ord, method)) % len(OTHER_LOOKS)], label=method.replace("_", " "))
-
-
-def task_labels(tasks: Sequence[str]) -> dict[str, str]:
-    """Names for axes: the prefix that all tasks share ('sketch_') and underscores are left out."""
-    prefixes = {task.split("_", 1)[0] + "_" if "_" in task else "" for task in tasks}
-    shared = prefixes.pop() if len(tasks) > 1 and len(prefixes) == 1 else ""
-    return {task: task.removeprefix(shared).replace("_", " ") for task in tasks}
-
-
-def setting_label(k: int) -> str:
-    return f"k = {k}" if k else "all examples"
-
-
-def seeds_note(spreads: Spreads) -> str:
-    """'n = 3 seeds', or the range where runs are missing."""
-    counts = sorted({spread.n for spread in spreads if spread})
-    if not counts:
-        return "no runs"
-    number = f"{counts[0]}–{counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"n = {number} seed{'s' if counts[-1] > 1 else ''}"
+POINTS = 72  # to an inch
+PAGE_PIXELS = 104  # of the HTML page, to an inch
+DOT = 3.6  # diameter of a seed's dot, in points
+BAR = 0.72  # width of a bar where methods stand at 0, 1, 2, …
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def scores_by_method(records: Records) -> Figure | None:
-    """One panel per setting (each k, all examples): mean over targets of every method, and the targets as dots."""
+    """One panel per setting (each k, all examples): mean over targets of every method, and the seeds as dots."""
     targets = results.targets_of(records)
     tasks, methods = results.values_of(targets, "task"), results.values_of(targets, "method", METHODS)
     settings = [k for k in results.settings_of(records) if any(results.mean_over_targets(records, m, k) for m in methods)]
     if not settings:
         return None
+    panel = 2.35  # inches
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(4.2, 2.35 * len(settings) + 0.5), 3.7), layout="constrained")
+        figure = Figure(figsize=(max(4.2, panel * len(settings) + 0.5), 3.7), layout="constrained")
         axes = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
         for axis, k in zip(axes, settings, strict=True):
-            means = [results.mean_over_targets(records, method, k) for method in methods]
-            top = _bars(axis, range(len(methods)), means, methods)
-            for x, method in enumerate(methods):
-                dots = [results.task_score(records, method, k, task) for task in tasks]
-                heights = [dot.mean for dot in dots if dot]
-                offsets = x + np.linspace(-0.24, 0.24, len(heights))
-                axis.plot(offsets, heights, "o", mfc="white", mec="#333333", mew=0.8, ms=3.6, ls="", zorder=4)
-            for x, mean in enumerate(means):
-                if mean:
-                    axis.text(x, 3, f"{mean.mean:.1f}", ha="center", va="bottom", fontsize=8, zorder=6, bbox=LABEL_BOX)
+            seeds = [list(results.seed_means(targets, method, k, tasks).values()) for method in methods]
+            top = _bars(axis, range(len(methods)), seeds, methods, BAR, BAR * panel / len(methods) * POINTS * 0.85)
+            means = [results.spread(values) for values in seeds]
             axis.set_title(f"{setting_label(k)}", pad=16)
-            axis.text(0, 1.02, f"{seeds_note(means)}", transform=axis.transAxes, fontsize=8, color="#555555")
-            axis.set_xticks([])
+            axis.text(0, 1.02, seeds_note(means), transform=axis.transAxes, fontsize=8, color="#555555")
+            axis.set_xticks(range(len(methods)), [f"{mean.mean:.1f}" if mean else "" for mean in means])
+            axis.tick_params(axis="x", length=0)
             axis.set_ylim(0, max(100, top * 1.02))
             _references(axis, records, tasks)
-        axes[0].set_ylabel(f"score, mean of {len(tasks)} target tasks")
-        handles: list[Any] = [
-            Patch(fc=look(m).color, ec="#222222", hatch=look(m).hatch, lw=0.6, label=look(m).label) for m in methods
-        ]
-        handles.append(Line2D([], [], marker="o", mfc="white", mec="#333333", ms=3.6, ls="", label="one target task"))
-        _legend(figure, handles + _reference_handles(records, tasks))
+        axes[0].set_ylabel(f"score, {mean_label(tasks)}")
+        _legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
     return figure
 
 
 def scores_by_task(records: Records, k: int) -> Figure | None:
-    """One setting in detail: bars of every method for every target."""
+    """One setting in detail: bars of every method for every target, and the seeds as dots."""
     here = results.select(results.targets_of(records), k=k)
     if not here:
         return None
     tasks, methods = results.values_of(here, "task"), results.values_of(here, "method", METHODS)
     labels = task_labels(tasks)
+    panel = 1.75  # inches for a task
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(4.6, 1.75 * len(tasks) + 0.8), 3.4), layout="constrained")
+        figure = Figure(figsize=(max(4.6, panel * len(tasks) + 0.8), 3.4), layout="constrained")
         axis = figure.subplots()
         width, everything, top = 0.8 / len(methods), [], 0.0
         for index, method in enumerate(methods):
-            spreads = [results.task_score(here, method, k, task) for task in tasks]
+            seeds = [list(results.seed_means(here, method, k, [task]).values()) for task in tasks]
             where = [x + (index - (len(methods) - 1) / 2) * width for x in range(len(tasks))]
-            top = max(top, _bars(axis, where, spreads, [method] * len(tasks), width=width * 0.92))
-            everything += spreads
+            top = max(top, _bars(axis, where, seeds, [method] * len(tasks), width * 0.92, width * panel * POINTS * 0.85))
+            everything += [results.spread(values) for values in seeds]
         for x, task in enumerate(tasks):
             _references(axis, records, [task], (x - 0.45, x + 0.45))
         axis.set_xticks(range(len(tasks)), [_two_lines(labels[task]) for task in tasks])
@@ -159,48 +85,44 @@ def scores_by_task(records: Records, k: int) -> Figure | None:
         axis.set_ylim(0, max(100, top * 1.02))
         axis.set_ylabel("score")
         axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
-        handles: list[Any] = [
-            Patch(fc=look(m).color, ec="#222222", hatch=look(m).hatch, lw=0.6, label=look(m).label) for m in methods
-        ]
-        _legend(figure, handles + _reference_handles(records, tasks))
+        _legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
     return figure
 
 
 def few_shot_curves(records: Records) -> Figure | None:
-    """Score against k, for the mean over targets and for each target; all panels share one axis."""
+    """Score against k on a log scale, for the mean over targets and for each target; all panels share one axis."""
     few = results.select(records, stage="few_shot")
     settings = [k for k in results.settings_of(few) if k]
     if not settings:
         return None
     tasks, methods = results.values_of(few, "task"), results.values_of(few, "method", METHODS)
     labels = task_labels(tasks)
-    panels: list[tuple[str, list[str]]] = [(f"mean of {len(tasks)} targets", tasks)] if len(tasks) > 1 else []
+    panels: list[tuple[str, list[str]]] = [(mean_label(tasks), tasks)] if len(tasks) > 1 else []
     panels += [(labels[task], [task]) for task in tasks]
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    places = [math.log2(k) for k in settings]
+    margin = 0.22 * (places[-1] - places[0]) or 1.0
+    limits = (places[0] - margin, places[-1] + margin)
+    aside = 8 / POINTS / 2.4 * (limits[1] - limits[0])  # between methods: 8 points of a panel that is about 2.4 inches wide
     with rc_context(STYLE):
-        figure = Figure(figsize=(3.0 * columns + 0.3, 2.55 * rows + 0.5), layout="constrained")
-        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        figure, axes, columns = _grid(len(panels), (3.0, 2.55), 0.5, sharey=True)
         everything = []
         for axis, (title, shown) in zip(axes, panels, strict=False):
+            _references(axis, records, shown)
             for index, method in enumerate(methods):
                 spreads = [results.spread(results.seed_means(few, method, k, shown).values()) for k in settings]
                 everything += spreads
-                _line(axis, [x + 0.05 * (index - (len(methods) - 1) / 2) for x in range(len(settings))], spreads, look(method))
-            _references(axis, records, shown)
+                _line(axis, [x + aside * (index - (len(methods) - 1) / 2) for x in places], spreads, look(method))
             axis.set_title(title)
-            axis.set_xticks(range(len(settings)), [str(k) for k in settings])
-            axis.set_xlim(-0.3, len(settings) - 0.7)
+            axis.set_xticks(places, [str(k) for k in settings])
+            axis.set_xlim(*limits)
         for index, axis in enumerate(axes):
             axis.set_ylabel("score" if index % columns == 0 else "")
             axis.set_xlabel("k, examples per class" if index + columns >= len(panels) else "")
         handles = [
-            Line2D([], [], color=look(m).color, ls=look(m).line, marker=look(m).marker, ms=5, label=look(m).label)
+            Line2D([], [], color=look(m).color, ls=look(m).line, marker=look(m).marker, ms=5, label=look(m).label, **MARKER)
             for m in methods
         ]
         handles += _reference_handles(records, tasks)
-        for axis in axes[len(panels) :]:
-            axis.axis("off")
         if len(panels) < len(axes):
             axes[-1].legend(handles=handles, loc="center", title=seeds_note(everything), handlelength=3.2, labelspacing=0.6)
         else:
@@ -214,11 +136,8 @@ def training_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel:
     panels = {title: curves for title, curves in panels.items() if any(curves.values())}
     if not panels:
         return None
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * columns + 0.2, 2.7 * rows + 0.2), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    with rc_context(STYLE | {"axes.grid.axis": "both"}):
+        figure, axes, _ = _grid(len(panels), (3.4, 2.7), 0.2)
         for axis, (title, curves) in zip(axes, panels.items(), strict=False):
             names = task_labels(list(curves))
             for index, name in enumerate(curves):
@@ -228,15 +147,13 @@ def training_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel:
             axis.set_xlabel("step")
             axis.set_ylabel(ylabel)
             axis.set_ylim(0, 1.05 * max(max(y) for group in curves.values() for _, y in group if len(y)))
-            axis.margins(x=0.02)
+            axis.set_xlim(0, 1.02 * max(max(x) for group in curves.values() for x, _ in group if len(x)))
             axis.legend(fontsize=7, handlelength=2.6, labelspacing=0.25)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
     return figure
 
 
 def similarity_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
-    """Cosine similarity of the task vectors u⊗v, as they are and after taking away their mean over tasks.
+    """Cosine similarity of the task vectors u⊗v, as they are and, for three tasks or more, without their mean over tasks.
 
     Args:
       vectors: task → array of any shape (flattened), [P, D] for u⊗v.
@@ -246,14 +163,14 @@ def similarity_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
     tasks = list(vectors)
     matrix = np.stack([np.asarray(vectors[task], np.float64).ravel() for task in tasks])
     names = list(task_labels(tasks).values())
+    kinds = [(matrix, "u⊗v")]
+    if len(tasks) > 2:  # two vectors without their mean are always each other's opposite
+        kinds.append((matrix - matrix.mean(0, keepdims=True), "u⊗v minus the tasks' mean"))
     size = 0.52 * len(tasks) + 1.3
     with rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(2 * size + 1.2, size + 0.5), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, rows, title in (
-            (axes[0], matrix, "u⊗v"),
-            (axes[1], matrix - matrix.mean(0, keepdims=True), "u⊗v minus the tasks' mean"),
-        ):
+        figure = Figure(figsize=(len(kinds) * size + 1.2, size + 0.5), layout="constrained")
+        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for axis, (rows, title) in zip(axes, kinds, strict=True):
             values = cosine_similarity(rows)
             mesh = axis.pcolormesh(values, cmap="PuOr_r", vmin=-1, vmax=1, edgecolors="white", linewidth=1.5)
             for i in range(len(tasks)):
@@ -289,8 +206,8 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def to_png(figure: Figure, dots_per_inch: int = 160) -> bytes:
-    """The picture as PNG."""
+def to_png(figure: Figure, dots_per_inch: int = 2 * PAGE_PIXELS) -> bytes:
+    """The picture as PNG, sharp on screens with two pixels where the page has one."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return buffer.getvalue()
@@ -298,30 +215,57 @@ def to_png(figure: Figure, dots_per_inch: int = 160) -> bytes:
 
 # ----------------------------------------------------------------------------------------------------------------- parts
 
-LABEL_BOX = {"boxstyle": "round,pad=0.18", "fc": "white", "ec": "none", "alpha": 0.9}
-REFERENCE_LINES: dict[str, tuple[str, Any]] = {"chance": ("#B03A2E", (0, (1, 1.5))), "ceiling": ("#333333", (0, (4, 1.5)))}
+MARKER: dict[str, Any] = {"mec": EDGE, "mew": 0.5}  # a dark edge lifts pale markers from white
 
 
-def _bars(axis: Axes, where: Sequence[float], spreads: Spreads, methods: Sequence[str], width: float = 0.72) -> float:
-    """Bars with error bars where there is more than one seed; returns how high they reach."""
+def _bars(
+    axis: Axes, where: Sequence[float], seeds: Sequence[Sequence[float]], methods: Sequence[str], width: float, points: float
+) -> float:
+    """Bars, and where there is more than one seed an error bar on the left and a dot for each; returns how high they reach.
+
+    Args:
+      seeds: the score of each seed, for each bar.
+      width: of a bar in the axis' units; `points`: the same in points, nearly.
+    """
     top = 0.0
-    for x, spread, method in zip(where, spreads, methods, strict=True):
-        if spread is None:
+    for x, values, method in zip(where, seeds, methods, strict=True):
+        mean = results.spread(values)
+        if mean is None:
             continue
         style = look(method)
-        axis.bar(x, spread.mean, width, color=style.color, edgecolor="#222222", linewidth=0.6, hatch=style.hatch, zorder=2)
-        error = 0.0 if math.isnan(spread.std) else spread.std
-        if error:
-            axis.errorbar(x, spread.mean, error, color="black", capsize=3, elinewidth=1.2, zorder=5)
-        top = max(top, spread.mean + error)
+        axis.bar(x, mean.mean, width, color=style.color, edgecolor=EDGE, linewidth=0.6, hatch=style.hatch, zorder=2)
+        top = max(top, mean.mean)
+        if mean.n > 1:
+            axis.errorbar(x - 0.36 * width, mean.mean, mean.std, color="black", capsize=2.5, elinewidth=1.2, zorder=5)
+            size = min(DOT, 0.6 * points / (mean.n - 1) / 1.4)  # evenly spaced over six tenths of the bar, with room between
+            places = x + np.linspace(-0.18, 0.42, mean.n) * width
+            axis.plot(places, values, "o", mfc="white", mec=EDGE, mew=0.8 * size / DOT, ms=size, ls="", zorder=6, clip_on=False)
+            top = max(top, mean.mean + mean.std, *values)
     return top
+
+
+def _bar_handles(methods: Sequence[str]) -> list[Any]:
+    handles: list[Any] = [Patch(fc=look(m).color, ec=EDGE, hatch=look(m).hatch, lw=0.6, label=look(m).label) for m in methods]
+    return [*handles, Line2D([], [], marker="o", mfc="white", mec=EDGE, mew=0.8, ms=DOT, ls="", label="one seed")]
+
+
+def _grid(panels: int, size: tuple[float, float], extra: float, **shared: Any) -> tuple[Figure, Sequence[Axes], int]:
+    """(figure, its axes row by row, columns), of panels of a size in inches; axes that are too many are switched off."""
+    columns = 2 if panels == 4 else min(3, panels)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(max(4.2, size[0] * columns + 0.3), size[1] * rows + extra), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    for axis in axes[panels:]:
+        axis.axis("off")
+    return figure, axes, columns
 
 
 def _line(axis: Axes, where: Sequence[float], spreads: Spreads, style: Look) -> None:
     points = [(x, s.mean, 0.0 if math.isnan(s.std) else s.std) for x, s in zip(where, spreads, strict=True) if s]
     if points:
         x, y, error = zip(*points, strict=True)
-        axis.errorbar(x, y, error, color=style.color, ls=style.line, marker=style.marker, ms=5, lw=1.6, capsize=2.5, elinewidth=1)
+        looks = {"color": style.color, "ls": style.line, "marker": style.marker}
+        axis.errorbar(x, y, error, ms=5, lw=1.6, capsize=2.5, elinewidth=1, **looks, **MARKER)
 
 
 def _band(axis: Axes, curves: Sequence[Curve], style: Look) -> None:
@@ -342,7 +286,7 @@ def _references(axis: Axes, records: Records, tasks: Sequence[str], extent: tupl
         if value is not None and extent:
             axis.hlines(value, *extent, color=color, ls=line, lw=1.1, zorder=3)
         elif value is not None:
-            axis.axhline(value, color=color, ls=line, lw=1.1, zorder=1.5)
+            axis.axhline(value, color=color, ls=line, lw=1.1, zorder=3)
 
 
 def _reference_handles(records: Records, tasks: Sequence[str]) -> list[Line2D]:

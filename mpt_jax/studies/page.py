@@ -13,11 +13,12 @@ from mpt_jax.studies import figures
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table's cell: what is shown and, for sorting, the number behind it."""
+    """A table's cell: what is shown and, for sorting, the number behind it; `weak` ones are printed softly."""
 
     text: str
     value: float | None = None
     best: bool = False
+    weak: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +65,9 @@ def to_markdown(title: str, blocks: Sequence[Block], picture_folder: str) -> str
             case Text(lines):
                 parts.append(lines[0] if len(lines) == 1 else "\n".join(f"- {line}" for line in lines))
             case Picture(name, _, caption):
-                parts.append(f"![{caption}]({picture_folder}/{name}.png)\n\n*{caption}*")
+                parts.append(f"![{_alt(name)}]({picture_folder}/{name}.png)\n\n*{caption}*")
             case Table(caption, _, _, True):
-                parts.append(f"*{caption}: see the HTML page or the results file.*")
+                parts.append(f"*{caption}; the HTML page lists them.*")
             case Table():
                 parts.append(_markdown_table(block))
     return "\n\n".join(parts) + "\n"
@@ -100,11 +101,12 @@ def _html_block(block: Block) -> str:
         case Text(lines):
             items = [re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(line)) for line in lines]
             return f"<p>{items[0]}</p>" if len(items) == 1 else "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>"
-        case Picture(_, figure, caption):
+        case Picture(name, figure, caption):
             source = base64.b64encode(figures.to_svg(figure).encode()).decode()
-            text, width = html.escape(caption), round(figure.get_figwidth() * 104)
+            text, width = html.escape(caption), round(figure.get_figwidth() * figures.PAGE_PIXELS)
             return (
-                f'<figure><img alt="{text}" style="width:{width}px" src="data:image/svg+xml;base64,{source}">'
+                f'<figure><img alt="{_alt(name)}" style="width:{width}px;min-width:min({width}px,600px)" '
+                f'src="data:image/svg+xml;base64,{source}">'
                 f"<figcaption>{text}</figcaption></figure>"
             )
         case Table(caption, _, _, True):
@@ -113,19 +115,27 @@ def _html_block(block: Block) -> str:
             return f'<p class="caption">{html.escape(caption)}</p>{_html_table(block)}'
 
 
+def _alt(name: str) -> str:
+    """What a picture is, in two or three words; its caption, which follows, says the rest."""
+    return name.replace("_", " ")
+
+
 def _html_table(table: Table) -> str:
     head = "".join(f'<th scope="col"><button type="button">{html.escape(name)}</button></th>' for name in table.columns)
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(table.caption)}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>"
         + "".join("<tr>" + "".join(map(_html_cell, cells)) + "</tr>" for cells in table.rows)
         + "</tbody></table></div>"
     )
 
 
 def _html_cell(cell: Cell) -> str:
-    value = "" if cell.value is None else f' class="number" data-value="{cell.value:.6g}"'
+    value = "" if cell.value is None else f' data-value="{cell.value:.6g}"'
+    kinds = ["number"] * (cell.value is not None) + ["weak"] * cell.weak
+    kind = f' class="{" ".join(kinds)}"' if kinds else ""
     text = html.escape(cell.text)
-    return f"<td{value}>{f'<b>{text}</b>' if cell.best else text}</td>"
+    return f"<td{kind}{value}>{f'<b>{text}</b>' if cell.best else text}</td>"
 
 
 STYLE = """
@@ -144,10 +154,10 @@ figure{margin:18px 0;padding:14px 16px 10px;background:#fff;border:1px solid var
 figure img{display:block;max-width:100%;height:auto;margin:0 auto}
 figcaption{color:#4c555e;font-size:13px;margin:10px 0 0;max-width:100ch}
 .caption{color:var(--soft);font-size:13px;margin:18px 0 6px;max-width:none}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}.scroll:focus-visible{outline:2px solid var(--link)}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:5px 11px;text-align:left;white-space:nowrap;border-bottom:1px solid var(--rule)}
-td.number{text-align:right}
+td.number{text-align:right}td.weak{color:var(--soft)}
 th{position:sticky;top:0;background:var(--back);border-bottom:2px solid var(--soft)}
 th button{all:unset;cursor:pointer;font-weight:600}th button:focus-visible{outline:2px solid var(--link)}
 th button::after{content:"\\2195";color:var(--soft);font-size:10px;margin-left:5px;opacity:.6}
@@ -155,6 +165,7 @@ th[aria-sort=ascending] button::after{content:"\\25B2";opacity:1}
 th[aria-sort=descending] button::after{content:"\\25BC";opacity:1}
 tbody tr:hover{background:var(--band)}
 details{margin:14px 0}summary{cursor:pointer;color:var(--link)}
+@media(max-width:640px){main{padding:20px 12px 48px}h1{font-size:22px}th,td{padding:4px 7px}ul{padding-left:20px}}
 @media print{figure,tr{break-inside:avoid}}
 """
 

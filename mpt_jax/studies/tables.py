@@ -1,0 +1,165 @@
+"""The report's tables."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mpt_jax.studies import chance, results
+from mpt_jax.studies.looks import look
+from mpt_jax.studies.page import Cell, Table
+from mpt_jax.studies.results import METHODS, Record
+from mpt_jax.studies.wording import counted, seeds_note, task_labels
+
+Records = Sequence[Record]
+OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}
+
+
+def study_table(records: Records) -> Table:
+    """What each kind of run trains, for how long and at which rates, and what it takes."""
+    rows = []
+    for stage in results.values_of(records, "stage", results.STAGES):
+        for method in results.values_of(results.select(records, stage=stage), "method", METHODS):
+            runs = results.select(records, stage=stage, method=method)
+            cells = [Cell(_stage_label(stage)), Cell(look(method).label), number(len(runs), "d")]
+            for field in ("steps", "batch", "params_trained", "params_shared"):
+                cells.append(_mean_of(runs, field, ",.0f"))
+            cells += [_mean_of(runs, "seconds", ",.1f"), Cell("; ".join(dict.fromkeys(_optimizer(run) for run in runs)))]
+            rows.append(tuple(cells))
+    columns = ("stage", "method", "runs", "steps", "batch", "parameters", "shared", "seconds", "optimiser and rates")
+    total = sum(record.get("seconds", 0.0) for record in records)
+    caption = (
+        "The study. Batch, parameters trained (and those of them that tasks can share) and seconds are one run's; seconds are "
+        f"those of its stage's training and scoring, divided by the runs trained side by side in it, {total:,.0f} in all"
+    )
+    return Table(caption, columns, tuple(rows))
+
+
+def target_table(records: Records) -> Table:
+    """Settings × methods against targets, chance and ceiling last.
+
+    The best mean of each setting is bold, unless it is not above chance, or no better than all others. † marks what is not.
+    """
+    targets = results.targets_of(records)
+    tasks, methods = results.values_of(targets, "task"), results.values_of(targets, "method", METHODS)
+    names = task_labels(tasks)
+    groups = [[task] for task in tasks] + ([tasks] if len(tasks) > 1 else [])  # the columns: each target, and their mean
+    rows = []
+    for k in results.settings_of(records):
+        table = {
+            method: [results.spread(results.seed_means(targets, method, k, group).values()) for group in groups]
+            for method in methods
+            if results.select(targets, method=method, k=k)
+        }
+        columns = list(zip(*table.values(), strict=True))
+        for method, row in table.items():
+            seeds = Cell(seeds_note(row).removeprefix("n = ").split(" ")[0], row[0].n if row[0] else 0)
+            scores = []
+            for score, group, column in zip(row, groups, columns, strict=True):
+                weak = chance.above(targets, score, group) is False
+                scores.append(score_cell(score, not weak and _is_best(score, column), weak))
+            rows.append((setting_cell(k), Cell(look(method).label), seeds, *scores))
+    for field in ("chance", "ceiling"):
+        values = [results.reference(targets, field, group) for group in groups]
+        if any(value is not None for value in values):
+            rows.append((Cell(""), Cell(field), Cell(""), *(number(value) for value in values)))
+    mean = [f"mean of {len(tasks)}"] if len(tasks) > 1 else []
+    columns_ = ("k", "method", "seeds", *(names[task] for task in tasks), *mean)
+    return Table("Scores on the target tasks; k is the number of training examples per class", columns_, tuple(rows))
+
+
+def source_table(records: Records) -> Table:
+    """How well the teachers and MPT's source prompts do on the tasks that they were trained on."""
+    tasks = results.values_of(records, "task")
+    names, rows = task_labels(tasks), []
+    for task in tasks:
+        means = [
+            results.spread(record["score"] for record in results.select(records, task=task, stage=stage))
+            for stage in ("teachers", "source")
+        ]
+        gap = number(means[1].mean - means[0].mean, "+.1f") if means[0] and means[1] else Cell("–")
+        limits = [number(results.reference(records, field, [task])) for field in ("chance", "ceiling")]
+        cells = [score_cell(mean, weak=chance.above(records, mean, [task]) is False) for mean in means]
+        rows.append((Cell(names[task]), *cells, gap, *limits))
+    count = source_trainings(records)
+    trainings = "one training" if count == 1 else f"{count} trainings with different seeds"
+    columns = ("source task", "teacher (own prompt)", "MPT (shared prompt)", "MPT − teacher", "chance", "ceiling")
+    weak = "; † is not above chance" if any(cell.weak for row in rows for cell in row) else ""
+    return Table(f"Scores on the source tasks themselves ({trainings}){weak}", columns, tuple(rows))
+
+
+def start_table(spot: Records, source_names: Mapping[str, str]) -> Table:
+    """Which source each of SPoT's runs started from."""
+    tasks = results.values_of(spot, "task")
+    names, rows = task_labels(tasks), []
+    for k in results.settings_of(spot):
+        for task in tasks:
+            chosen = Counter(record["started_from"] for record in results.select(spot, k=k, task=task))
+            text = ", ".join(f"{source_names.get(name, name)} × {count}" for name, count in chosen.most_common())
+            rows.append((setting_cell(k), Cell(names[task]), Cell(text)))
+    caption = (
+        "SPoT's start: of the source tasks' prompts, the one with the lowest loss on the target's training examples, before "
+        "training there; and how many seeds chose it"
+    )
+    return Table(caption, ("k", "target", "chosen source"), tuple(rows))
+
+
+def run_table(records: Records) -> Table:
+    """All records, one row each."""
+    columns = ("stage", "method", "task", "k", "seed", "score", "metrics", "examples", "steps", "seconds", "started from")
+    rows = []
+    for r in records:
+        metrics = ", ".join(f"{name} {value:.1f}" for name, value in r.get("metrics", {}).items())
+        numbers = [number(r.get("num_examples"), "d"), number(r.get("steps"), "d"), number(r.get("seconds"), ".1f")]
+        head = (Cell(_stage_label(r["stage"])), Cell(look(r["method"]).label), Cell(r["task"]))
+        setting = (setting_cell(r["k"]), number(r["seed"], "d"), number(r["score"], ".2f"), Cell(metrics))
+        rows.append((*head, *setting, *numbers, Cell(r.get("started_from", ""))))
+    title = f"Every run: {counted(len(rows), 'row')}; results.jsonl holds their whole configuration"
+    return Table(title, columns, tuple(rows), folded=True)
+
+
+def source_trainings(records: Records) -> int:
+    """How many source trainings the study has."""
+    return len({record["seed"] for record in records if record["stage"] in ("teachers", "source")})
+
+
+# ----------------------------------------------------------------------------------------------------------------- cells
+
+
+def setting_cell(k: int) -> Cell:
+    return Cell(f"{k}" if k else "all", float(k) if k else 1e9)
+
+
+def score_cell(spread: results.Spread | None, best: bool = False, weak: bool = False) -> Cell:
+    return Cell("–") if spread is None else Cell(f"{spread}{' †' if weak else ''}", spread.mean, best, weak)
+
+
+def number(value: float | None, form: str = ".1f") -> Cell:
+    """The number as `form` says, with a typographic minus; '–' for None."""
+    if value is None:
+        return Cell("–")
+    return Cell(format(int(value) if form == "d" else value, form).replace("-", "−"), float(value))
+
+
+def _is_best(score: results.Spread | None, column: Sequence[results.Spread | None]) -> bool:
+    """Whether a method has the best mean of its column; where all have the same, or there is one only, none has."""
+    means = [other.mean for other in column if other]
+    return score is not None and score.mean >= max(means) - 1e-9 and min(means) < max(means) - 1e-9
+
+
+def _mean_of(runs: Records, field: str, form: str) -> Cell:
+    known = [run[field] for run in runs if run.get(field) is not None]
+    return number(statistics.fmean(known) if known else None, form)
+
+
+def _stage_label(stage: str) -> str:
+    return {"full": "all examples"}.get(stage, stage.replace("_", " "))
+
+
+def _optimizer(record: Mapping[str, Any]) -> str:
+    """'Adafactor 0.3', or with each group of parameters named where they have rates of their own."""
+    optimizer = record.get("config", {}).get("optimizer", {})
+    rules = optimizer.get("rules", [])
+    rates = [f"{rate:g}" if len(rules) == 1 and pattern == ".*" else f"{pattern} {rate:g}" for pattern, rate in rules]
+    name = optimizer.get("name", "")
+    return " ".join(part for part in (OPTIMIZERS.get(name, name), ", ".join(rates)) if part)

@@ -1,0 +1,167 @@
+"""Planning for devices that are not here: shapes of slices, memory, communication, and what a person reads."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+
+from mpt_jax import memory, plan
+from mpt_jax.collectives import collectives_of
+from mpt_jax.config import PartitionConfig, StreamConfig
+from mpt_jax.errors import UserError
+from mpt_jax.hardware import GIB, find_slice
+from mpt_jax.partitioning import make_mesh
+
+ROOT = Path(__file__).parent.parent
+STREAMS = (StreamConfig("tiny_colour"),)
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    return tiny.experiment(tmp_path, "run", streams=STREAMS)
+
+
+def wide(experiment, **changes):
+    """The experiment with a T5 of 16 heads, so that it can be cut."""
+    architecture = dataclasses.replace(tiny.CONFIG, num_heads=16, **changes)
+    return dataclasses.replace(experiment, backbone=dataclasses.replace(experiment.backbone, architecture=architecture))
+
+
+@pytest.mark.parametrize("name, size, topology", [("v5e:2x4", 8, "v5e:2x4"), ("V4:2x2x4", 16, "v4:2x2x4"), ("h100", 1, "")])
+def test_a_topology_names_its_devices(name, size, topology):
+    found = find_slice(name)
+    assert (found.size, found.topology) == (size, topology)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("v5x:2x4", r"--topology=v5x:2x4 names no device that is known here. Did you mean v5"),
+        ("v5e:8", r"--topology=v5e:8 is no shape of v5e; write it like v5e:2x4"),
+        ("h100:2x4", r"write it like h100:8"),
+        ("v5e:0x4", r"is no shape of v5e"),
+    ],
+)
+def test_a_wrong_topology_is_one_sentence(name, message):
+    with pytest.raises(UserError, match=message):
+        find_slice(name)
+
+
+def test_a_plan_for_gpus_asks_no_compiler(experiment):
+    made = plan.make_plan(wide(experiment), "h100:2")
+    assert made.train is None and made.slice.size == 2
+    text = plan.describe(made)
+    assert "in all, of 67.06: fits" in text and "2 x H100" in text
+    assert plan.peak(made) == made.estimate.total > 0
+
+
+def test_what_does_not_fit_is_told_with_what_would(experiment, monkeypatch):
+    small = find_slice("h100:4")
+    monkeypatch.setattr(plan, "find_slice", lambda _: small._replace(device=small.device._replace(memory=small_memory)))
+    big = tiny.replace(wide(experiment, d_ff=4096), data={"batch_size": 64})
+    devices = [jax.devices()[0]] * 4
+    estimates = [
+        memory.estimate_training(memory.programs_of(big, (0,), make_mesh(PartitionConfig(n), devices)), big).total for n in (1, 4)
+    ]
+    small_memory = (estimates[0] + estimates[1]) / 2
+    text = plan.describe(plan.make_plan(big, "h100:4"))
+    assert "does NOT fit" in text and "num_partitions=4" in text and "remat='full'" in text
+
+
+def test_the_fewest_partitions_that_fit_are_chosen(experiment):
+    big, devices = wide(experiment, d_ff=4096), [jax.devices()[0]] * 8
+    needs = {}
+    for n in (1, 2, 4, 8):
+        programs = memory.programs_of(big, (0,), make_mesh(PartitionConfig(n), devices))
+        needs[n] = memory.estimate_training(programs, big).total
+    assert needs[1] > needs[2] > needs[4] > needs[8]
+    for n in (1, 2, 4):
+        assert memory.choose_partitions(big, (0,), devices, needs[n]) == n
+        assert memory.choose_partitions(big, (0,), devices, needs[n] - 1) == 2 * n
+    with pytest.raises(UserError, match=r"num_partitions=0 finds no size .* take a smaller BATCH_SIZE"):
+        memory.choose_partitions(big, (0,), devices, 1000)
+
+
+def test_xxl_fits_one_gpu_of_80_gb():
+    """T5 1.1 XXL, bfloat16, remat full, batch 32, inputs 256 + prompt 100: the weights, and a quarter of what is left."""
+    done = run_plan("t5_1_1_xxl.gin", "h100")
+    assert "11,135,332,352 weights in bfloat16" in done and "20.74  weights" in done and ": fits" in done
+
+
+def run_plan(backbone, topology):
+    flags = ["--gin.MIXTURE_OR_TASK_NAME=sketch_sentiment", "--gin.TRAIN_STEPS=100", f"--topology={topology}"]
+    files = [f"--gin_file=gin/backbones/{backbone}", "--gin_file=gin/methods/prompt_tuning.gin"]
+    command = [sys.executable, "-m", "mpt_jax", "plan", *files, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr == ""
+    return done.stdout
+
+
+class TestTPU:
+    """With libtpu's compiler."""
+
+    @pytest.fixture(autouse=True)
+    def libtpu(self):
+        pytest.importorskip("libtpu", reason="libtpu is not installed: pip install -r requirements-dev.txt")
+
+    def test_a_step_is_compiled_for_a_slice_that_is_not_here(self, experiment):
+        made = plan.make_plan(tiny.replace(wide(experiment), partition={"num_partitions": 4}), "v5e:2x2")
+        assert made.train.over == made.decode.over == 0 < made.train.code
+        layers = [c for c in made.train.collectives if c.times == 2]
+        assert layers and {c.kind for c in layers} == {"all-reduce"}, "a layer sums its results, and gathers no weight"
+        assert "fits" in plan.describe(made)
+
+    def test_a_refusal_says_how_much_is_lacking(self, experiment):
+        huge = tiny.replace(wide(experiment, d_ff=2**16), data={"batch_size": 2**14})
+        made = plan.make_plan(huge, "v5e:1x1")
+        assert made.train.over > GIB
+        assert plan.peak(made) > made.slice.device.memory
+        assert "the compiler wants" in plan.describe(made)
+
+    def test_an_unknown_shape_is_one_sentence(self):
+        with pytest.raises(UserError, match=r"--topology=v5e:3x5 is no slice that libtpu knows"):
+            plan.make_plan(tiny.experiment(Path("/nowhere"), "run", streams=STREAMS), "v5e:3x5")
+
+
+HLO = """HloModule jit_step
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%inner (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %reduced = bf16[4,8]{1,0} all-reduce(%x), channel_id=1, to_apply=%add
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %reduced)
+}
+
+%inner_ends (p: (s32[], bf16[4,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(3)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%outer (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  ROOT %w = (s32[], bf16[4,8]) while(%p), condition=%inner_ends, body=%inner
+}
+
+%outer_ends (p: (s32[], bf16[4,8])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (a: bf16[4,8]) -> bf16[4,8] {
+  %loop = (s32[], bf16[4,8]) while(%a), condition=%outer_ends, body=%outer, backend_config={"known_trip_count":{"n":"5"}}
+  %gathered = (f32[2,8]{1,0}, f32[8,8]{1,0}) all-gather-start(%b), channel_id=2
+  ROOT %r = bf16[4,8] get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_communication_within_nested_loops_is_multiplied():
+    found = {c.kind: c for c in collectives_of(HLO)}
+    assert (found["all-reduce"].times, found["all-reduce"].bytes) == (15, 64)
+    assert (found["all-gather"].times, found["all-gather"].bytes) == (1, 4 * 64)
