@@ -53,9 +53,10 @@ def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None, mesh: Mesh 
     config = cfg.architecture
     config.validate()
     if cfg.checkpoint != "scratch":
-        opened = open_checkpoint(cfg.checkpoint, config)
+        opened = open_checkpoint(cfg.checkpoint, dataclasses.replace(config, param_dtype="float32"))  # the tree of the files
         vocabulary = _vocabulary(cfg, opened)
-        loaded = load(opened.leaves, flatten(_shardings(config, mesh)), config.param_dtype)
+        dtypes = {path: shape.dtype for path, shape in flatten(param_shapes(config)).items()}
+        loaded = load(opened.leaves, flatten(_shardings(config, mesh)), dtypes)
         if opened.card is not None:
             check_digests(opened.card, loaded.fingerprint, loaded.digests, opened.folder)
         return Backbone(T5(config), unflatten(loaded.arrays), loaded.fingerprint, vocabulary)
