@@ -104,8 +104,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{name} takes no '{arguments.paths[0]}'; see python -m mpt_jax {name} --help.")
     if arguments.model_dir and name != "report":
         raise UserError(f"--model_dir is for report; give {name} --gin.MODEL_DIR={arguments.model_dir}.")
+    if arguments.vocabulary and not (arguments.paths and name in ("import", "export")):
+        raise UserError(f"--vocabulary is for import and export SRC DST; give {name} --gin.BackboneConfig.vocabulary.")
     for flag, given, users in (
-        ("--vocabulary", arguments.vocabulary, ("import", "export")),
         ("--topology", arguments.topology, ("plan",)),
         ("--changed", arguments.changed, ("show",)),
     ):
@@ -115,10 +116,6 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _configuration(arguments: argparse.Namespace) -> Parsed:
-    if arguments.vocabulary:
-        raise UserError(
-            f"--vocabulary is for import and export SRC DST; give {arguments.command} --gin.BackboneConfig.vocabulary."
-        )
     if not arguments.gin_file:
         raise UserError(f"{arguments.command} needs at least one --gin_file=FILE, such as gin/studies/demo.gin.")
     return parse(arguments.gin_file, arguments.bindings, arguments.search_paths)

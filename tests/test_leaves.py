@@ -82,7 +82,7 @@ def test_a_load_reads_everything_once_and_never_much_at_a_time(block: int, monke
     lazy = {"a": stack([in_memory(layer, reads) for layer in tree["a"]]), "c": in_memory(tree["c"], reads)}
     lazy["b"] = in_memory(tree["b"], reads, (4, 4))
     places = dict.fromkeys(tree, SingleDeviceSharding(jax.devices()[0]))
-    arrays, digest, _ = leaves.load(lazy, places, "float32")
+    arrays, digest, _ = leaves.load(lazy, places, dict.fromkeys(lazy, "float32"))
     assert digest == fingerprint(tree)
     assert sum(reads) == sum(leaf.size for leaf in tree.values())
     assert max(reads) <= max(block, 20)

@@ -222,7 +222,7 @@ def _scales(leaf: Leaf) -> np.ndarray:
 
 
 def _place(
-    leaf: Leaf, sharding: Sharding, dtype: np.dtype, name: str, digest: LeafDigest | None, scale: np.ndarray | None
+    leaf: Leaf, sharding: Sharding, dtype: np.dtype, name: str, digest: LeafDigest | None, scale: np.ndarray | None = None
 ) -> jax.Array:
     """One leaf on its devices, quantised where it has a scale.
 
