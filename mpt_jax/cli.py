@@ -90,7 +90,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--vocabulary", default="")
     parser.add_argument("--topology", default="")
     parser.add_argument("--changed", action="store_true")
-    arguments = parser.parse_args([item for item in argv if not item.startswith("--gin.")])
+    arguments = parser.parse_intermixed_args([item for item in argv if not item.startswith("--gin.")])
     arguments.help |= not argv
     arguments.bindings = [item.removeprefix("--gin.") for item in argv if item.startswith("--gin.")]
     arguments.search_paths = [path for paths in arguments.gin_search_paths for path in paths.split(",") if path]
@@ -104,8 +104,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"{name} takes no '{arguments.paths[0]}'; see python -m mpt_jax {name} --help.")
     if arguments.model_dir and name != "report":
         raise UserError(f"--model_dir is for report; give {name} --gin.MODEL_DIR={arguments.model_dir}.")
+    if arguments.vocabulary and not (arguments.paths and name in ("import", "export")):
+        raise UserError(f"--vocabulary is for import and export SRC DST; give {name} --gin.BackboneConfig.vocabulary.")
     for flag, given, users in (
-        ("--vocabulary", arguments.vocabulary, ("import", "export")),
         ("--topology", arguments.topology, ("plan",)),
         ("--changed", arguments.changed, ("show",)),
     ):
@@ -172,6 +173,8 @@ def _infer(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     if len(arguments.paths) != 2:
         raise UserError("import needs two paths: import SRC DST (a checkpoint, and the new folder).")
+    if arguments.gin_file or arguments.bindings:
+        raise UserError("import takes no gin flags; give import SRC DST, and --vocabulary where the source has none.")
     from mpt_jax.convert import run_import
 
     source, target = arguments.paths
@@ -309,7 +312,7 @@ COMMANDS = {
     "train": _Command(_train, "train prompts (or, with model_tuning, the whole model); the same command again resumes"),
     "evaluate": _Command(_evaluate, "score the run in MODEL_DIR on each task's evaluation split"),
     "infer": _Command(_infer, "InferConfig.input_file (JSONL with a task name) → InferConfig.output_file"),
-    "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that loads fast and is checked at each load"),
+    "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),

@@ -254,7 +254,7 @@ class DecodeConfig:
     """
 
     method: str = "generate"
-    batch_size: int = 64  # examples; with "rank" each is decoded once for every label, with beam search once for every beam
+    batch_size: int = 64  # examples; of each, all beams are decoded side by side or, with "rank", four labels at a time
     max_length: int = 0  # of "generate": 0 = the task's target length
     num_beams: int = 1
     length_penalty: float = 1.0  # beams are compared by log-probability / length**length_penalty
@@ -280,29 +280,30 @@ class DecodeConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        """UserError for two fields of which one would have no effect."""
-        sampling = f"DecodeConfig.temperature is {self.temperature}"
-        beams = f"DecodeConfig.num_beams is {self.num_beams}"
-        _check(
-            not self.temperature or self.num_beams == 1,
-            f"{sampling} and {beams}, but beam search draws nothing; set temperature to 0 or num_beams to 1",
-        )
-        for name in ("top_k", "top_p"):
-            value = getattr(self, name)
+        """UserError for a field that is set but has no effect beside the others."""
+        ranks, draws = self.method == "rank", self.temperature > 0
+        generating = (not ranks, "method='rank' chooses among all labels", "method to 'generate'")
+        sampling = (draws, "temperature=0 draws nothing", "temperature to 1, say")
+        effects = {
+            **dict.fromkeys(("temperature", "num_beams", "max_length"), generating),
+            **dict.fromkeys(("top_k", "top_p", "seed"), sampling),
+            "label_score": (ranks, "method='generate' scores no labels", "method to 'rank'"),
+            "length_penalty": (self.num_beams > 1, "num_beams=1 leaves no beams to compare", "num_beams to 4, say"),
+        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, (has_effect, why, cure) in effects.items():
+            value, default = getattr(self, name), defaults[name]
             _check(
-                not value or bool(self.temperature),
-                f"DecodeConfig.{name} is {value}, but DecodeConfig.temperature=0 draws nothing; set temperature to 1, say, "
-                f"or {name} to 0",
+                has_effect or value == default,
+                f"DecodeConfig.{name} is {value!r}, but DecodeConfig.{why}; set {name} to {default!r} or {cure}",
             )
-        _check(
-            not (self.top_k and self.top_p),
-            f"DecodeConfig.top_k is {self.top_k} and DecodeConfig.top_p is {self.top_p}, but only one of them can restrict the "
-            "draws; set the other to 0",
-        )
-        if self.method == "rank":
-            advice = "but DecodeConfig.method='rank' chooses among all labels"
-            _check(not self.temperature, f"{sampling}, {advice}; set temperature to 0 or method to 'generate'")
-            _check(self.num_beams == 1, f"{beams}, {advice}; set num_beams to 1 or method to 'generate'")
+        for name, other in (("temperature", "num_beams"), ("top_k", "top_p")):
+            values = getattr(self, name), getattr(self, other)
+            _check(
+                defaults[name] == values[0] or defaults[other] == values[1],
+                f"DecodeConfig.{name} is {values[0]} and DecodeConfig.{other} is {values[1]}, but only one can have effect; "
+                f"set {name} to {defaults[name]} or {other} to {defaults[other]}",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

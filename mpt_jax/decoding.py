@@ -15,6 +15,7 @@ from mpt_jax.losses import cross_entropy
 from mpt_jax.models.t5 import T5, Cache, Params, start_cache
 
 IMPOSSIBLE = -1e9  # a score below every real one, finite so that sums with it stay ordered
+LABELS_AT_ONCE = 4  # of an input: all labels' logits together would take several times the memory of a large model
 
 
 class Generated(NamedTuple):
@@ -85,7 +86,9 @@ def restrict(logits: jax.Array, temperature: float, top_k: int = 0, top_p: float
 
 
 def label_scores(model: T5, params: Params, encoded: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
-    """Log-probability of every one of an input's C labels, by one teacher-forced pass (t5x `models.py:score_batch`).
+    """Log-probability of every one of an input's C labels, teacher-forced (t5x `models.py:score_batch`).
+
+    `LABELS_AT_ONCE` labels of each input are decoded at a time; the encoder's keys and values are made once for all.
 
     Args:
         encoded: [B, S, D], with its mask [B, S]; it is not copied for the labels.
@@ -94,10 +97,23 @@ def label_scores(model: T5, params: Params, encoded: jax.Array, mask: jax.Array,
     Returns:
         [B, C] float32: sum of the tokens' log-probabilities in nats, -inf where there is no label.
     """
-    targets = labels.reshape(-1, labels.shape[-1])
-    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = model.apply({"params": params}, inputs, encoded, mask, method="decode").logits
-    scores = -cross_entropy(logits, targets, targets > 0).sum(axis=-1).reshape(labels.shape[:2])
+    batch, classes, length = labels.shape
+    parts = -(-classes // LABELS_AT_ONCE)
+    size = -(-classes // parts)
+    filled = jnp.pad(labels, ((0, 0), (0, parts * size - classes), (0, 0)))
+    cache = start_cache(model, params, encoded, length)
+    empty = jnp.repeat(cache.self_key, size, axis=1)
+    cache = cache._replace(self_key=empty, self_value=empty)
+
+    def score(part: jax.Array) -> jax.Array:
+        """[B, size, L] -> [B, size]."""
+        targets = part.reshape(-1, length)
+        inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        logits = model.apply({"params": params}, inputs, None, mask, cache=cache, method="decode").logits
+        return -cross_entropy(logits, targets, targets > 0).sum(axis=-1).reshape(batch, size)
+
+    scores = jax.lax.map(score, filled.reshape(batch, parts, size, length).swapaxes(0, 1))
+    scores = scores.swapaxes(0, 1).reshape(batch, -1)[:, :classes]
     return jnp.where(labels[:, :, 0] > 0, scores, -jnp.inf)
 
 

@@ -1,5 +1,6 @@
 """The scores of predictions: each task's own metrics, on the same examples every time."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -79,7 +80,8 @@ def evaluate(
 def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     """The `evaluate` command: score what MODEL_DIR holds on each task's `DataConfig.eval_split`.
 
-    Prints a line for each prompt, writes `<MODEL_DIR>/evaluation_<split>.json` and returns what is in it.
+    Prints a line for each prompt, writes `<MODEL_DIR>/evaluation_<split>.json` and returns what is in it: the scores, and all of
+    `DecodeConfig` that they depend on.
 
     Raises:
         UserError: nothing to evaluate, no such split, a prompt that does not fit the backbone, no labels to rank.
@@ -116,7 +118,8 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     score = float(np.mean([row["score"] for row in rows]))
     if len(rows) > 1:
         print(f"mean  {score:.2f}")
-    result = {"source": trained.source, "split": data.eval_split, "score": score, "tasks": rows}
+    decode = {name: value for name, value in dataclasses.asdict(experiment.decode).items() if name != "batch_size"}
+    result = {"source": trained.source, "split": data.eval_split, "decode": decode, "score": score, "tasks": rows}
     RunFolder(experiment.train.model_dir).write(f"evaluation_{data.eval_split}.json", result)
     return result
 

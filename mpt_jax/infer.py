@@ -1,10 +1,11 @@
 """Predictions for a file: JSONL in, the same rows with `prediction` and `score` out. Rows of different tasks may be mixed.
 
 `score` is the log-probability of the prediction (`predict.Prediction`); with `DecodeConfig.method="rank"`, `scores` has that of
-each label: {"yes": -0.1, "no": -2.3}. What a row has under these names is replaced.
+each label: {"yes": -0.1, "no": -2.3}. What a row has under these names is replaced or, of `scores`, removed.
 
 A row is {"task": NAME, ...} with the text in `inputs`, ready for the model, or with the fields that the task's own
-preprocessors format (what they need besides, such as a label, may be missing). Only the latter load seqio.
+preprocessors format (what they need besides, such as a label, may be missing). The latter load seqio, and so does ranking where
+the training split, which has the labels, is not cached yet.
 """
 
 import json
@@ -25,6 +26,7 @@ from mpt_jax.files import write_text
 from mpt_jax.predict import Prediction, predict_texts
 
 Row = dict[str, Any]
+WRITTEN = ("prediction", "score", "scores")  # what an earlier call left under these names is replaced, or gone
 LINE = "\0line"  # where a row carries its number, which no field of a file is called
 
 
@@ -56,6 +58,7 @@ def run_infer(experiment: Experiment) -> Path:
         labels=labels,
         mesh=mesh,
     )
+    rows = [{name: value for name, value in row.items() if name not in WRITTEN} for row in rows]
     answered = [row | _fields(prediction) for row, prediction in zip(rows, predictions, strict=True)]
     try:
         write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered))

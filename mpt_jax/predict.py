@@ -54,7 +54,7 @@ def predict_texts(
 ) -> list[Prediction]:
     """The answer to each input by `decode.method`: a generated text, or the label with the highest score.
 
-    Of labels with equal scores the first one is taken, by the order of their texts.
+    Of labels with equal scores, which have different tokens, the first one is taken, by the order of their texts.
 
     Args:
         numbers: see `predict_tokens`.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -68,7 +67,7 @@ def find_streams(experiment: Experiment) -> Streams:
 
 
 def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
-    """The backbone's vocabulary. UserError when it has more ids than the model."""
+    """The backbone's vocabulary. UserError when it has more ids than the model, or so few that it is another model's."""
     vocabulary = load_vocabulary(backbone.vocabulary)
     check_vocabulary(vocabulary, experiment.backbone.architecture)
     return vocabulary
@@ -139,8 +138,8 @@ def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None 
     The arrays of a backbone that lies there already are used as they are. A given one takes the configuration's numerics
     (dropout, dtype) with the weights that it has; where these are not of `param_dtype`, they are loaded again, unrounded.
     """
-    dtype = jnp.dtype(experiment.backbone.architecture.param_dtype)
-    if backbone is None or jax.tree.leaves(backbone.params)[0].dtype != dtype:
+    dtype = experiment.backbone.architecture.param_dtype
+    if backbone is None or backbone.model.config.param_dtype != dtype:
         return load_backbone(experiment.backbone, jax.random.key(experiment.train.seed), mesh)
     if backbone.model.config != experiment.backbone.architecture:
         backbone = backbone._replace(model=type(backbone.model)(experiment.backbone.architecture))
@@ -158,6 +157,7 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
         key=jax.random.key(experiment.train.seed),
         embedding=backbone.params["token_embedder"]["embedding"],
         tokenize=vocabulary.encode,
+        vocab_size=vocabulary.vocab_size,
         fingerprint=backbone.fingerprint,
     )
 

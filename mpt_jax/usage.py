@@ -62,9 +62,8 @@ USAGES = {
     ),
     "import": Usage(
         "SRC DST [--vocabulary=FILE]",
-        "Converts a backbone once: a T5X checkpoint or a Hugging Face folder, local or in a bucket (gs://), becomes a new folder "
-        "(local or gs://) that loads fast and is checked at each load. DST is then an INITIAL_CHECKPOINT_PATH. No gin file is "
-        "needed.",
+        "Converts a backbone once: a T5X checkpoint or a Hugging Face folder, local or in a bucket (gs://), becomes a new local "
+        "folder that is checked at each load. DST is then an INITIAL_CHECKPOINT_PATH. No gin file is needed.",
         "  python -m mpt_jax import t5-xl-lm-adapt xl",
     ),
     "export": Usage(

@@ -55,10 +55,10 @@ def read_by_shards(checkpoint, mesh):
             reads.append(np.prod([part.stop - part.start for part in index]))
             return leaf.read(index)
 
-        array = leaves._place(dataclasses.replace(leaf, read=read), shardings[path], np.dtype("float32"), None)
+        array = leaves._place(dataclasses.replace(leaf, read=read), shardings[path], np.dtype("float32"), path, None)
         assert max(reads) <= array.addressable_shards[0].data.size, path
         assert sum(reads) == array.size, path
-        np.testing.assert_array_equal(array, leaves.to_numpy(leaf, "float32"), err_msg=path)
+        np.testing.assert_array_equal(array, leaves.to_numpy(leaf, "float32", "x"), err_msg=path)
 
 
 def main(folder):

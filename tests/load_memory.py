@@ -28,6 +28,7 @@ SIZES = {
     "small": T5Config(32128, 512, 64, 6, 1024, 8, 8, param_dtype="bfloat16"),
 }
 KINDS = ("hf", "checkpoint_1100000", "own")
+MOST_LEAVES = 3  # of the largest leaf as float32, while a backbone is imported: it, and its chunks on their way to files
 MOST = 1.15  # of the weights' own size, without the process as it was before
 
 
@@ -78,7 +79,9 @@ def convert(config, folder):
     run_import(str(folder / "hf"), str(folder / "own"))
     seconds, rise = time.perf_counter() - began, status("VmHWM") - before
     largest = max(leaf.size for leaf in jax.tree.leaves(param_shapes(config))) * 4 / 2**20
-    print(f"import: peak {rise:.0f} MiB, the largest leaf {largest:.0f} MiB, {seconds:.0f} s", flush=True)
+    print(f"import: peak {rise:.0f} MiB ({rise / largest:.1f} leaves of {largest:.0f} MiB), {seconds:.0f} s", flush=True)
+    if config == SIZES["large"]:
+        assert rise <= MOST_LEAVES * largest, f"more than {MOST_LEAVES} of the largest leaf"
 
 
 def main():

@@ -199,6 +199,14 @@ def test_labels_are_the_targets_of_a_classification(place, vocabulary):
         _ = few.label_set
 
 
+def test_labels_of_equal_tokens_are_told(place, vocabulary):
+    """Three of the labels begin with "no", and are cut to it and EOS."""
+    data = dataclasses.replace(place.data, lengths={"inputs": 12, "targets": 2})
+    cache = open_task(data, f"{place.module}_plain", "train", vocabulary)
+    with pytest.raises(UserError, match=r"'no \w+' and 'no \w+', which cannot be told apart .* \(2\) in TASK_FEATURE_LENGTHS"):
+        _ = cache.label_set
+
+
 def test_scores_are_the_tasks_own(place, vocabulary):
     cache = open_task(place.data, f"{place.module}_plain", "train", vocabulary)
     predictions = [" red " if i % 2 == 0 else cache.target_text(i) for i in range(700)]

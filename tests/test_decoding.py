@@ -1,5 +1,6 @@
 """Every way of decoding against plain loops over the uncached model and NumPy (against transformers: test_parity_hf.py)."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -12,7 +13,7 @@ from scipy import stats
 
 from mpt_jax.config import T5Config
 from mpt_jax.decoding import _Beams, _extend, beam, greedy, label_scores, restrict, sample
-from mpt_jax.models import T5, init_params
+from mpt_jax.models import T5, init_params, param_shapes
 
 CONFIG = T5Config(vocab_size=7, d_model=16, d_kv=4, num_heads=2, d_ff=24, num_encoder_layers=1, num_decoder_layers=2)
 STEPS = 4
@@ -161,10 +162,11 @@ def test_cold_samples_and_the_top_one_are_greedy() -> None:
 
 
 def test_labels_score_as_each_alone() -> None:
-    """[B, C, L] with padding in L and in C, against one unpadded label of one input at a time."""
+    """[B, C, L] with padding in L and in C, which is cut into parts, against one unpadded label of one input at a time."""
     model, params, encoded, mask = setting()
-    labels = [[(2, 1), (3, 4, 5, 1)], [(6, 1)], [(4, 4, 1), (4, 1), (3,)], [(1,)], [(5, 6), (6, 5)]]
-    table = np.zeros((5, 3, 6), np.int32)
+    many = [(token, 1) for token in range(2, 7)] + [(token, 4, token, 3, 1) for token in range(2, 6)]
+    labels = [[(2, 1), (3, 4, 5, 1)], [(6, 1)], [(4, 4, 1), (4, 1), (3,)], many, [(5, 6), (6, 5)]]
+    table = np.zeros((5, 11, 6), np.int32)
     for row, choices in enumerate(labels):
         for c, tokens in enumerate(choices):
             table[row, c, : len(tokens)] = tokens
@@ -174,6 +176,20 @@ def test_labels_score_as_each_alone() -> None:
         alone = [float(log_probabilities(model, params, *source, np.array([tokens])).sum()) for tokens in choices]
         np.testing.assert_allclose(found[row, : len(choices)], alone, atol=1e-5)
         assert (found[row, len(choices) :] == -np.inf).all()
+
+
+def test_memory_does_not_grow_with_the_labels() -> None:
+    """What the compiled program needs beside its arguments, in which logits over a large vocabulary are by far the most."""
+    config = dataclasses.replace(CONFIG, vocab_size=20_000)
+    model, params = T5(config), param_shapes(config)
+    encoded, mask = jax.ShapeDtypeStruct((16, 6, config.d_model), jnp.float32), jax.ShapeDtypeStruct((16, 6), jnp.int32)
+
+    def temporaries(classes: int) -> int:
+        labels = jax.ShapeDtypeStruct((16, classes, 3), jnp.int32)
+        program = jax.jit(lambda *arguments: label_scores(model, *arguments)).lower(params, encoded, mask, labels).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(32) < 1.1 * temporaries(4)
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])

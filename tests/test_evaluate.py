@@ -179,6 +179,8 @@ def test_command_ranks(folder, backbone, bank):
         run_evaluate(tiny.replace(both, decode={"method": "rank"}))
     run_evaluate(both)
     drawn = tiny.replace(both, decode={"temperature": 1.0, "batch_size": 7})
+    written = run_evaluate(drawn)["decode"]
+    assert DecodeConfig(**written, batch_size=7) == drawn.decode and "batch_size" not in written
     assert run_evaluate(drawn) == run_evaluate(tiny.replace(drawn, decode={"batch_size": 16}))
 
 

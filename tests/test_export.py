@@ -60,9 +60,8 @@ def start(path, method="plain", **fields):
     """The initial parameters of a new run of one stream from `path`."""
     cfg = PromptConfig(**{"method": method, "length": P, "init": "file", "init_file": str(path)} | fields)
     embedding = np.zeros((40, fields.pop("width", D)), np.float32)
-    return initial_prompt(
-        cfg, groups=(0,), seeds=(0,), key=jax.random.key(0), embedding=embedding, tokenize=lambda text: [], fingerprint="f00d"
-    )
+    rest = {"embedding": embedding, "tokenize": lambda text: [], "vocab_size": 40, "fingerprint": "f00d"}
+    return initial_prompt(cfg, groups=(0,), seeds=(0,), key=jax.random.key(0), **rest)
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)

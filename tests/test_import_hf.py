@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 import torch
 import transformers
 from hf_reference import CONFIGS, V1_0, V1_1, random_hf_model, random_params, save_hf_model
@@ -318,13 +319,12 @@ def test_backbone_from_a_folder(folder: Path) -> None:
 
 
 def test_backbone_from_a_run_that_tuned_a_model(tmp_path: Path) -> None:
-    vocabulary = tmp_path / "words.model"
-    vocabulary.write_bytes(b"vocabulary")
+    vocabulary = tiny.make_vocabulary(tmp_path / "words.model")
     params = random_params(V1_1)
     export_hf(params, V1_1, tmp_path / "run" / "model", vocabulary=vocabulary)
     backbone = load_backbone(backbone_config(str(tmp_path / "run")))
     assert_equal(backbone.params, params)
-    assert Path(backbone.vocabulary).read_bytes() == b"vocabulary"
+    assert Path(backbone.vocabulary).read_bytes() == vocabulary.read_bytes()
 
 
 def test_backbone_from_scratch_only_when_asked_for(tmp_path: Path) -> None:

@@ -148,6 +148,13 @@ def test_ranking_answers_with_a_label_of_the_row_s_task(folder):
     assert alone["scores"] == colours["scores"]
 
 
+def test_nothing_of_an_earlier_call_stays(folder):
+    ranked = infer(folder, [GOOD], method="rank")
+    assert ranked[0].keys() - GOOD.keys() == {"prediction", "score", "scores"}
+    again = infer(folder, ranked)
+    assert again == infer(folder, [GOOD]) and "scores" not in again[0]
+
+
 def test_a_task_without_labels_cannot_be_ranked(folder):
     rows = [GOOD, {"task": "tiny_free", "inputs": "the cat is red"}]
     with pytest.raises(

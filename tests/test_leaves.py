@@ -60,7 +60,7 @@ def test_views_read_what_numpy_would_and_no_more(name: str) -> None:
     reads: list[int] = []
     leaf, wanted = view(in_memory(array, reads)), expected(array)
     assert leaf.shape == wanted.shape
-    np.testing.assert_array_equal(leaves.to_numpy(leaf, "float32"), wanted)
+    np.testing.assert_array_equal(leaves.to_numpy(leaf, "float32", "x"), wanted)
     rng = np.random.default_rng(1)
     for _ in range(50):
         bounds = [sorted(rng.choice(size + 1, 2, replace=False)) for size in leaf.shape]
@@ -82,7 +82,7 @@ def test_a_load_reads_everything_once_and_never_much_at_a_time(block: int, monke
     lazy = {"a": stack([in_memory(layer, reads) for layer in tree["a"]]), "c": in_memory(tree["c"], reads)}
     lazy["b"] = in_memory(tree["b"], reads, (4, 4))
     places = dict.fromkeys(tree, SingleDeviceSharding(jax.devices()[0]))
-    arrays, digest, _ = leaves.load(lazy, places, "float32")
+    arrays, digest, _ = leaves.load(lazy, places, dict.fromkeys(lazy, "float32"))
     assert digest == fingerprint(tree)
     assert sum(reads) == sum(leaf.size for leaf in tree.values())
     assert max(reads) <= max(block, 20)
@@ -124,7 +124,7 @@ def test_a_weight_that_is_not_finite_in_a_hugging_face_file(tmp_path: Path) -> N
     params["decoder"]["layers"]["mlp"]["wo"]["kernel"][1, 3, 2] = np.nan
     lazy = open_hf(export_hf(params, V1_1, tmp_path / "model"))[1]["decoder/layers/mlp/wo/kernel"]
     with pytest.raises(UserError, match=r"tensor decoder\.block\.1\.layer\.2\.\S+\.wo\.weight holds nan at \[2, 3\]"):
-        leaves.to_numpy(lazy, "float32")
+        leaves.to_numpy(lazy, "float32", "x")
 
 
 def test_eight_devices_hold_what_one_does(tmp_path: Path) -> None:

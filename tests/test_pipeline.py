@@ -419,7 +419,6 @@ def test_a_study_may_rank(folder):
     [stage] = stages.plan(cfg)
     test = tiny.replace(stage.experiment, train={"max_eval_examples": cfg.max_test_examples})
     assert [record["score"] for record in records] == [row["score"] for row in run_evaluate(test)["tasks"]]
-    assert sum(record["score"] for record in records) > 0
     wrong = tiny.replace(cfg.base, train={"model_dir": str(folder / "unranked")})
     with pytest.raises(UserError, match=r"Task 'tiny_free' has no label set to rank"):
         run_pipeline(dataclasses.replace(cfg, base=wrong, targets=("tiny_mood", "tiny_free")))

@@ -21,7 +21,6 @@ LENGTHS = {"inputs": 128, "targets": 6}
 LABEL_SETS = (
     LabelSet(("a", "b", "c"), ((5, 1), (6, 7, 8, 9, 1), (5, 5, 1))),
     LabelSet(("maybe", "no"), ((40, 41, 1), (3, 1))),
-    LabelSet(("first", "second", "third"), ((9, 1), (9, 1), (9, 1))),  # the same tokens under different texts
 )
 
 
@@ -165,7 +164,10 @@ def test_ranking_equals_a_pass_for_each_label(backbone, bank, inputs):
 
 
 def test_of_equal_scores_the_first_label_wins(backbone, bank, inputs):
-    labels = [LABEL_SETS[2]] * 2
+    """Of a T5 to which every token is as likely as any other."""
+    decoder = backbone.params["decoder"] | {"logits_dense": {"kernel": jnp.zeros((tiny.CONFIG.d_model, tiny.CONFIG.vocab_size))}}
+    backbone = backbone._replace(params=backbone.params | {"decoder": decoder})
+    labels = [LabelSet(("first", "second", "third"), ((9, 1), (8, 1), (7, 1)))] * 2
     common = {"vocabulary": None, "lengths": LENGTHS, "decode": DecodeConfig(method="rank")}
     answers = predict_texts(backbone, *bank, inputs[:2], [0, 1], labels=labels, **common)
     assert [answer.text for answer in answers] == ["first", "first"]
@@ -187,6 +189,14 @@ WRONG = {
     "top_k and top_p": ({"temperature": 1.0, "top_k": 5, "top_p": 0.9}, "top_k is 5 and DecodeConfig.top_p is 0.9"),
     "top_k of nothing": ({"top_k": 5}, "top_k is 5, but DecodeConfig.temperature=0 draws nothing"),
     "ranked samples": ({"method": "rank", "temperature": 1.0}, "temperature is 1.0, but DecodeConfig.method='rank'"),
+    "ranked length": ({"method": "rank", "max_length": 3}, "max_length is 3, but DecodeConfig.method='rank'"),
+    "ranked penalty": (
+        {"method": "rank", "length_penalty": 0.6},
+        "length_penalty is 0.6, but DecodeConfig.num_beams=1 leaves no",
+    ),
+    "penalty": ({"length_penalty": 0.0}, "length_penalty is 0.0, but DecodeConfig.num_beams=1 leaves no"),
+    "labels' score": ({"label_score": "mean"}, "label_score is 'mean', but DecodeConfig.method='generate' scores no labels"),
+    "seed of nothing": ({"seed": 3}, "seed is 3, but DecodeConfig.temperature=0 draws nothing"),
     "ranked beams": ({"method": "rank", "num_beams": 2}, "num_beams is 2, but DecodeConfig.method='rank'"),
     "freezing": ({"temperature": 1e-6}, "temperature must be 0 .* or at least 0.0001, not 1e-06"),
     "infinite": ({"temperature": float("inf")}, "temperature must be 0 .* not inf"),

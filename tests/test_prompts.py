@@ -29,7 +29,8 @@ def start(embedding):
     def make(cfg, groups=GROUPS, seeds=None, **rest):
         seeds = tuple(range(max(groups) + 1)) if seeds is None else seeds
         key = jax.random.key(rest.pop("key", 0))
-        return initial_prompt(cfg, groups=groups, seeds=seeds, key=key, embedding=embedding, tokenize=WORDS.__getitem__, **rest)
+        rest = {"embedding": embedding, "tokenize": WORDS.__getitem__, "vocab_size": len(embedding)} | rest
+        return initial_prompt(cfg, groups=groups, seeds=seeds, key=key, **rest)
 
     return make
 
@@ -141,6 +142,8 @@ def test_vocab_draws_different_ids_of_the_population(start, embedding):
     assert len(set(ids)) == P and set(ids) <= set(range(5))
     everything = rows_of(start(config(init="vocab", init_population=P))["prompt"][1], embedding)
     assert sorted(everything) == list(range(P))
+    used = rows_of(start(config(init="vocab"), vocab_size=P)["prompt"][0], embedding)  # no text has the ids above, as of ByT5
+    assert sorted(used) == list(range(P))
     with pytest.raises(UserError, match="PROMPT_LENGTH is 4 .* 3 tokens"):
         start(config(init="vocab", init_population=3))
 

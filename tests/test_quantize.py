@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from mpt_jax.checkpoint import leaves
 from mpt_jax.checkpoint.backbone import load_backbone
 from mpt_jax.config import BackboneConfig, LossConfig, PromptConfig
 from mpt_jax.data.vocabulary import load_vocabulary
@@ -17,6 +18,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.models.quantize import quantize, quantize_params
 from mpt_jax.models.t5 import T5, count_parameters, init_params, param_shapes
 from mpt_jax.prompts import build_prompt
+from mpt_jax.train import run_training
 from mpt_jax.trees import flatten
 
 SENTENCES = [
@@ -86,6 +88,33 @@ def test_mini_loses_no_more_than_a_hundredth_and_teaches_a_prompt_the_same():
     assert abs(rounded - exact) < 0.01 * exact
     a, b = np.ravel(gradient["prompt"]), np.ravel(other["prompt"])
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+
+
+def test_kernels_are_quantised_as_they_are_read(monkeypatch, tmp_path):
+    """Block by block, whatever the blocks are: as the whole kernels would be; what is no kernel, and the fingerprint, as ever."""
+    monkeypatch.setattr(leaves, "BLOCK", 100)
+    folder = tiny.make(tmp_path)
+    whole = load_backbone(BackboneConfig(str(folder / "model"), tiny.CONFIG, str(folder / "vocabulary.model")))
+    architecture = dataclasses.replace(tiny.CONFIG, param_dtype="int8")
+    loaded = load_backbone(BackboneConfig(str(folder / "model"), architecture, str(folder / "vocabulary.model")))
+    assert loaded.fingerprint == whole.fingerprint
+    expected = flatten(quantize_params(jax.device_get(whole.params)))
+    assert flatten(loaded.params).keys() == expected.keys()
+    for path, leaf in flatten(loaded.params).items():
+        np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
+        assert leaf.dtype == expected[path].dtype, path
+
+
+@pytest.mark.parametrize("method", ["plain", "mpt"])
+def test_a_prompt_is_trained_and_scored_on_int8(tmp_path, method):
+    folder = tiny.make(tmp_path)
+    architecture = dataclasses.replace(tiny.CONFIG, param_dtype="int8")
+    config = tiny.experiment(folder, "run", method=method, architecture=architecture, train={"eval_period": 4})
+    before = load_backbone(config.backbone)
+    result = run_training(config, before)
+    assert np.isfinite(result.scores).all()
+    for path, leaf in flatten(load_backbone(config.backbone).params).items():
+        np.testing.assert_array_equal(leaf, flatten(before.params)[path])
 
 
 def tiny_mini():

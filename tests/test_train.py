@@ -21,6 +21,7 @@ from mpt_jax.config import StreamConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import run_evaluate
 from mpt_jax.infer import run_infer
+from mpt_jax.predict import rank_labels
 from mpt_jax.prompts.files import load_prompts
 from mpt_jax.train import run_training
 
@@ -162,13 +163,22 @@ def test_best_of_each_group_is_kept(folder, pretrained):
 
 
 def test_the_best_may_be_chosen_by_ranking(folder):
-    """Validation ranks the labels of each task, as `evaluate` does afterwards; an untrained T5 that writes scores nothing."""
+    """Validation ranks the labels of each task, as `evaluate` does afterwards: the share of targets that rank first."""
     config = tiny.experiment(folder, "ranked", tasks=tiny.TASKS[:2], steps=1, train={"eval_period": 1})
     config = tiny.replace(config, decode={"method": "rank"})
     result = run_training(config)
     assert result.scores.tolist() == [row["score"] for row in run_evaluate(config)["tasks"]]
-    written = run_evaluate(tiny.replace(config, decode={"method": "generate"}))
-    assert written["score"] == 0 < min(result.scores)
+    trained = setup.open_trained(config, setup.mesh_of(config))
+    vocabulary = setup.open_vocabulary(config, trained.backbone)
+    labels = setup.open_labels(config, tiny.TASKS[:2], vocabulary)
+    caches = setup.open_caches(config, tiny.TASKS[:2], "validation", vocabulary)
+    for n, (cache, label_set) in enumerate(zip(caches, labels, strict=True)):
+        rows, source = range(len(cache)), (trained.backbone, trained.prompt_module, trained.trainable)
+        inputs, same = [cache.inputs(i) for i in rows], [label_set] * len(cache)
+        scores = rank_labels(*source, inputs, [n] * len(cache), same, lengths=tiny.LENGTHS, decode=config.decode)
+        first = [label_set.texts[int(np.argmax(row))] for row in scores]
+        hits = sum(answer == cache.target_text(i) for i, answer in zip(rows, first, strict=True))
+        assert result.scores[n] == pytest.approx(100 * hits / len(cache))
 
 
 def test_history_is_what_was_written(folder):

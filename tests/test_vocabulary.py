@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import seqio
 import tiny
-from sentencepiece import sentencepiece_model_pb2
 
 from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.data.vocabulary import BYTES, check_vocabulary, load_vocabulary
@@ -50,11 +49,7 @@ def test_a_byt5_is_trained_and_evaluated(tmp_path: Path) -> None:
 def test_sentinels_of_the_file_are_not_added_again(tmp_path: Path) -> None:
     """mT5's file has them among its pieces; the ids are those of the same vocabulary whose file has none."""
     plain = tiny.make_vocabulary(tmp_path / "plain.model")
-    proto = sentencepiece_model_pb2.ModelProto.FromString(plain.read_bytes())
-    user_defined = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-    for number in reversed(range(100)):
-        proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=user_defined)
-    (tmp_path / "whole.model").write_bytes(proto.SerializeToString())
+    tiny.with_sentinels(plain, tmp_path / "whole.model")
     left, right = load_vocabulary(plain), load_vocabulary(tmp_path / "whole.model")
     assert left.vocab_size == right.vocab_size == right.seqio().vocab_size
     text = "the food is <extra_id_0> good <extra_id_99>"

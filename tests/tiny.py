@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from mpt_jax.checkpoint.export_hf import export_hf
 from mpt_jax.config import (
@@ -54,6 +55,15 @@ def make_vocabulary(path: Path) -> Path:
             bos_id=-1,
             minloglevel=2,
         )
+    return path
+
+
+def with_sentinels(vocabulary: Path, path: Path) -> Path:
+    """The same vocabulary with the sentinels among its pieces, as mT5's file has them."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.read_bytes())
+    for number in reversed(range(100)):
+        proto.pieces.add(piece=f"▁<extra_id_{number}>", score=0.0, type=proto.SentencePiece.USER_DEFINED)
+    path.write_bytes(proto.SerializeToString())
     return path
 
 

@@ -11,19 +11,18 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from mpt_jax.checkpoint import storage
 from mpt_jax.checkpoint.hf_files import find_weights
 from mpt_jax.checkpoint.import_hf import check_architecture, open_hf
-from mpt_jax.checkpoint.import_t5x import open_t5x, t5x_architecture
+from mpt_jax.checkpoint.import_t5x import ASSUMED, open_t5x, t5x_architecture
 from mpt_jax.checkpoint.leaves import Leaves, load
-from mpt_jax.checkpoint.own import Card, check_digests, open_own, read_card
+from mpt_jax.checkpoint.own import Card, check_digests, check_vocabulary_file, open_own, read_card
 from mpt_jax.checkpoint.t5x_files import find_t5x
 from mpt_jax.config import BackboneConfig, T5Config, nearest
-from mpt_jax.data.vocabulary import BYTES
+from mpt_jax.data.vocabulary import BYTES, FILE_NAMES
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import T5, Params, init_params, logical_axes, mimetic, param_shapes
 from mpt_jax.partitioning import tree_sharding
 from mpt_jax.trees import fingerprint, flatten, unflatten
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-VOCABULARY_NAMES = ("sentencepiece.model", "spiece.model")
 
 
 class Backbone(NamedTuple):
@@ -39,8 +38,8 @@ class Opened(NamedTuple):
     folder: str
     config: T5Config
     leaves: Leaves
-    vocabulary: str  # local SentencePiece file, "bytes", or "" where the checkpoint has none
-    card: Card | None  # of a folder of ours
+    card: Card | None = None  # of a folder of ours
+    assumed: str = ""  # what of `config` neither the files nor the user say
 
 
 def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None, mesh: Mesh | None = None) -> Backbone:
@@ -54,9 +53,10 @@ def load_backbone(cfg: BackboneConfig, key: jax.Array | None = None, mesh: Mesh 
     config = cfg.architecture
     config.validate()
     if cfg.checkpoint != "scratch":
-        opened = open_checkpoint(cfg.checkpoint, config)
+        opened = open_checkpoint(cfg.checkpoint, dataclasses.replace(config, param_dtype="float32"))  # the tree of the files
         vocabulary = _vocabulary(cfg, opened)
-        loaded = load(opened.leaves, flatten(_shardings(config, mesh)), config.param_dtype)
+        dtypes = {path: shape.dtype for path, shape in flatten(param_shapes(config)).items()}
+        loaded = load(opened.leaves, flatten(_shardings(config, mesh)), dtypes)
         if opened.card is not None:
             check_digests(opened.card, loaded.fingerprint, loaded.digests, opened.folder)
         return Backbone(T5(config), unflatten(loaded.arrays), loaded.fingerprint, vocabulary)
@@ -81,11 +81,10 @@ def open_checkpoint(checkpoint: str, config: T5Config | None = None) -> Opened:
     if card is not None:
         if config is not None:
             check_architecture(config, card.architecture, folder)
-        leaves = open_own(folder, card)
-        return Opened(folder, config or card.architecture, leaves, _vocabulary_beside(folder, card), card)
+        return Opened(folder, config or card.architecture, open_own(folder, card), card, card.assumed)
     if is_folder and find_weights(folder) is not None:
         found, leaves = open_hf(folder, config)
-        return Opened(folder, found, leaves, _vocabulary_beside(folder), None)
+        return Opened(folder, found, leaves)
     place = find_t5x(folder)
     if place is None:
         raise UserError(
@@ -93,8 +92,10 @@ def open_checkpoint(checkpoint: str, config: T5Config | None = None) -> Opened:
             "(checkpoint_<step>), a Hugging Face folder with weights, one that `import` wrote, or a finished run that "
             "tuned a model."
         )
-    config = config or t5x_architecture(place)
-    return Opened(folder, config, open_t5x(place, config), _vocabulary_beside(folder) if is_folder else "", None)
+    if config is not None:
+        return Opened(folder, config, open_t5x(place, config))
+    shown = t5x_architecture(place)
+    return Opened(folder, shown, open_t5x(place, shown), assumed=ASSUMED[shown.activation])
 
 
 def _shardings(config: T5Config, mesh: Mesh | None) -> Any:
@@ -129,15 +130,26 @@ def locate(checkpoint: str) -> Path:
     return folder
 
 
-def _vocabulary_beside(folder: str, card: Card | None = None) -> str:
-    """The vocabulary that lies in a checkpoint's folder, copied here from a bucket; "" where there is none."""
-    if card is not None and card.vocabulary in ("", BYTES):
-        return card.vocabulary
+def own_vocabulary(opened: Opened) -> str:
+    """The vocabulary that lies in a checkpoint's folder, copied here from a bucket: a local file, "bytes", or "" for none.
+
+    Raises:
+        UserError: it is not the one that `import` wrote.
+    """
+    folder, card = opened.folder, opened.card
+    if card is not None:
+        if card.vocabulary in ("", BYTES):
+            return card.vocabulary
+        file = storage.local_copy(f"{folder}/{card.vocabulary}", storage.CHECKPOINT)
+        check_vocabulary_file(card, file, folder)
+        return str(file)
+    if not storage.is_remote(folder) and not Path(folder).is_dir():  # a single file
+        return ""
     store = storage.open_store(folder)
-    for name in VOCABULARY_NAMES:
+    for name in FILE_NAMES:
         if storage.exists(store, name):
-            return str(storage.local_copy(f"{folder}/{name}"))
-    tokenizer = storage.read_json(folder, "tokenizer_config.json") or {}
+            return str(storage.local_copy(f"{folder}/{name}", storage.CHECKPOINT))
+    tokenizer = storage.json_object(storage.read(store, "tokenizer_config.json")) or {}
     return BYTES if tokenizer.get("tokenizer_class") == "ByT5Tokenizer" else ""
 
 
@@ -152,17 +164,15 @@ def _vocabulary(cfg: BackboneConfig, opened: Opened | None) -> str:
     if cfg.vocabulary == BYTES:
         return BYTES
     if cfg.vocabulary:
-        path = storage.local_copy(cfg.vocabulary)
-        if not path.is_file():
-            raise UserError(f"BackboneConfig.vocabulary '{cfg.vocabulary}' does not exist; give a SentencePiece .model file.")
-        return str(path)
+        return str(storage.local_copy(cfg.vocabulary, "BackboneConfig.vocabulary"))
     if opened is None:
         raise UserError(
             "A backbone from scratch has no vocabulary of its own; set BackboneConfig.vocabulary to the SentencePiece file."
         )
-    if not opened.vocabulary:
+    vocabulary = own_vocabulary(opened)
+    if not vocabulary:
         raise UserError(
-            f"{opened.folder} has no {' or '.join(VOCABULARY_NAMES)}; set BackboneConfig.vocabulary to the SentencePiece file "
+            f"{opened.folder} has no {' or '.join(FILE_NAMES)}; set BackboneConfig.vocabulary to the SentencePiece file "
             "(or to 'bytes' for a ByT5)."
         )
-    return opened.vocabulary
+    return vocabulary

@@ -24,7 +24,7 @@ def import_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Con
     architecture comes with T5Config's defaults. Raises UserError for missing, unexpected, misshapen or unreadable tensors.
     """
     config, leaves = open_hf(folder, config)
-    return config, unflatten({path: to_numpy(leaf, config.param_dtype) for path, leaf in leaves.items()})
+    return config, unflatten({path: to_numpy(leaf, config.param_dtype, path) for path, leaf in leaves.items()})
 
 
 def open_hf(folder: str | Path, config: T5Config | None = None) -> tuple[T5Config, Leaves]:

@@ -10,9 +10,7 @@ Strict as `import_hf`: every leaf is filled, every array of the target is used, 
 import math
 from typing import NamedTuple
 
-import numpy as np
-
-from mpt_jax.checkpoint.leaves import Index, Leaf, Leaves, equal, joined, some, stack, transposed
+from mpt_jax.checkpoint.leaves import Leaf, Leaves, equal, joined, layer, some, stack, transposed
 from mpt_jax.checkpoint.t5x_files import Place, open_target
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
@@ -21,6 +19,10 @@ from mpt_jax.trees import flatten
 
 RELPOS = "relpos_bias/rel_embedding"
 RELPOS_SCANNED = (RELPOS, "relative_posemb/rel_embedding")  # within the scanned layers: flaxformer, scalable_t5
+ASSUMED = {  # by activation, what `t5x_architecture` cannot see and takes as T5X's T5s have it
+    "gated-gelu": "gated by gelu's tanh form (UL2's gate, silu, looks alike), position biases to distance 128, norm epsilon 1e-6",
+    "relu": "relu, position biases to distance 128, norm epsilon 1e-6",
+}
 
 
 class Source(NamedTuple):
@@ -31,43 +33,51 @@ class Source(NamedTuple):
 
 
 def t5x_architecture(place: Place) -> T5Config:
-    """The architecture that the names and shapes of a T5X checkpoint show.
-
-    They show all but the reach of position biases (128) and the norms' epsilon (1e-6), which T5X never changes, and the gate's
-    function, which is gelu in every published T5 1.1.
+    """The architecture that the names and shapes of a T5X checkpoint show, and for the rest `ASSUMED`.
 
     Raises:
-        UserError: arrays by which a T5 is known are missing.
+        UserError: arrays by which a T5 is known are missing, or their shapes fit no T5.
     """
     found = open_target(place)
 
-    def array(*ends: str) -> tuple[str, tuple[int, ...]]:
+    def array(*ends: str, ranks: tuple[int, ...] = (2,)) -> tuple[str, tuple[int, ...], int]:
+        """(path, shape of one layer, layers that are stacked in it) of the first array of one of these names."""
         for end in ends:
             if path := next((path for path in sorted(found) if path == end or path.endswith(f"/{end}")), None):
-                return path, found[path].shape
+                shape, is_scanned = found[path].shape, path.split("/")[1] in ("encoder", "decoder", "layers")
+                if len(shape) - is_scanned not in ranks:
+                    raise UserError(
+                        f"{place.name} is no T5, for target/{path} has the shape {list(shape)}, but a T5's has "
+                        f"{ranks[0] + is_scanned} axes; give a T5X checkpoint of a T5."
+                    )
+                return (path, (shape[0], *shape[2:]), shape[1]) if is_scanned else (path, shape, 0)
         raise UserError(f"{place.name} is no T5, for it has no target/…/{ends[0]}; give a T5X checkpoint of a T5.")
 
     def layers(side: str) -> int:
         numbers = {part for path in found if path.startswith(f"{side}/layers_") for part in path.split("/")[1:2]}
-        return len(numbers) or array(f"{side}/{side}/mlp/wo/kernel", f"{side}/layers/mlp/wo/kernel")[1][1]
+        return len(numbers) or array(f"{side}/{side}/mlp/wo/kernel", f"{side}/layers/mlp/wo/kernel")[2]
 
-    vocab_size, d_model = array("token_embedder/embedding")[1]
-    heads, *_, buckets = array(*RELPOS_SCANNED)[1]
-    query, query_shape = array("attention/query/kernel")
-    joined_kv = math.prod(query_shape[1 if "/layers_" in query else 2 :])
-    hidden, hidden_shape = array("mlp/wi_0/kernel", "mlp/wi/kernel")
-    return T5Config(
+    _, (vocab_size, d_model), _ = array("token_embedder/embedding")
+    _, (heads, buckets), _ = array(*RELPOS_SCANNED)
+    _, (_, *widths), _ = array("attention/query/kernel", ranks=(2, 3))
+    hidden, (_, d_ff), _ = array("mlp/wi_0/kernel", "mlp/wi/kernel")
+    config = T5Config(
         vocab_size=vocab_size,
         d_model=d_model,
-        d_kv=joined_kv // heads,
+        d_kv=math.prod(widths) // max(heads, 1),
         num_heads=heads,
-        d_ff=hidden_shape[-1],
+        d_ff=d_ff,
         num_encoder_layers=layers("encoder"),
         num_decoder_layers=layers("decoder"),
         activation="gated-gelu" if "wi_0" in hidden else "relu",
         tie_embeddings="decoder/logits_dense/kernel" not in found,
         relpos_buckets=buckets,
     )
+    try:
+        config.validate()
+    except UserError as error:
+        raise UserError(f"{place.name} shows no T5: {error}") from None
+    return config
 
 
 def open_t5x(place: Place, config: T5Config) -> Leaves:
@@ -146,19 +156,13 @@ def _leaf(path: str, shape: tuple[int, ...], source: Source, found: Leaves, plac
 def _common(leaf: Leaf, name: str) -> Leaf:
     """What all layers of a scanned leaf [layers, …] share: scanned models have a table of position biases for each layer."""
 
-    def layer(number: int) -> Leaf:
-        def read(index: Index) -> np.ndarray:
-            return leaf.read((slice(number, number + 1), *index))[0]
-
-        return Leaf(leaf.shape[1:], leaf.dtype, leaf.chunks[1:], read)
-
     for number in range(1, leaf.shape[0]):
-        if not equal(layer(0), layer(number)):
+        if not equal(layer(leaf, 0), layer(leaf, number)):
             raise UserError(
                 f"{name} differs from layer to layer, as in umT5, but a T5 has one table of position biases for all layers; "
                 "take another checkpoint."
             )
-    return layer(0)
+    return layer(leaf, 0)
 
 
 def _targets(keys: set[str]) -> str:

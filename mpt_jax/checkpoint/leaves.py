@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from mpt_jax.errors import UserError
+from mpt_jax.models.quantize import quantized, scale_of
 from mpt_jax.trees import LeafDigest, combine
 
 Index = tuple[slice, ...]  # one slice for each axis, with its start and stop and no step
@@ -99,6 +100,11 @@ def stack(layers: Sequence[Leaf]) -> Leaf:
     return Leaf((len(layers), *first.shape), first.dtype, (1, *first.chunks), read)
 
 
+def layer(leaf: Leaf, number: int) -> Leaf:
+    """One layer of a leaf [layers, ...]."""
+    return Leaf(leaf.shape[1:], leaf.dtype, leaf.chunks[1:], lambda index: leaf.read((slice(number, number + 1), *index))[0])
+
+
 def transposed(leaf: Leaf, axes: Sequence[int]) -> Leaf:
     """`np.transpose(leaf, axes)`."""
 
@@ -145,13 +151,25 @@ def blocks(leaf: Leaf) -> Iterator[tuple[Index, np.ndarray]]:
         yield index, leaf.read(index)
 
 
-def to_numpy(leaf: Leaf, dtype: str, digest: LeafDigest | None = None) -> np.ndarray:
-    """The whole leaf in host memory. The values that are stored are added to `digest`."""
-    array = np.empty(leaf.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+def cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """`values` in `dtype`, C-contiguous; rounded where that is narrower. UserError, with `name`, for one beyond its range."""
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(values, dtype)
+    most = float(ml_dtypes.finfo(dtype).max)
+    if most < float(ml_dtypes.finfo(values.dtype).max):
+        largest = max(float(values.max()), -float(values.min()))
+        if largest > most and not np.isfinite(found).all():  # what is hardly larger is rounded to `most`
+            raise UserError(f"{name} has a weight of size {largest:g}, which {dtype} cannot hold; take another checkpoint.")
+    return found
+
+
+def to_numpy(leaf: Leaf, dtype: str, name: str, digest: LeafDigest | None = None) -> np.ndarray:
+    """The whole leaf in host memory, in `dtype` as by `cast`. The values as they then are are added to `digest`."""
+    array = np.empty(leaf.shape, jax.numpy.dtype(dtype))
     for index, values in blocks(leaf):
-        array[index] = values
+        array[index] = cast(values, array.dtype, name)
         if digest is not None:
-            digest.add(values)
+            digest.add(array[index])
     return array
 
 
@@ -161,8 +179,11 @@ class Loaded(NamedTuple):
     digests: dict[str, str]  # of each leaf (`trees.LeafDigest`); {} in all processes but the first
 
 
-def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: str) -> Loaded:
-    """Every leaf in its sharding and in `dtype`.
+def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: Mapping[str, Any]) -> Loaded:
+    """Every leaf in its sharding and dtype.
+
+    A leaf whose dtype is int8 is quantised on the way (`models/quantize.py`), with its scales as the leaf `<path>_scale`; it is
+    read twice.
 
     The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
     whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
@@ -177,7 +198,11 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     with _frugal_malloc(sum(math.prod(leaf.shape) for leaf in leaves.values())):
         for path in sorted(leaves):
             digest = LeafDigest(leaves[path].shape) if jax.process_index() == 0 else None
-            arrays[path] = _place(leaves[path], shardings[path], jax.numpy.dtype(dtype), digest)
+            leaf, dtype = leaves[path], np.dtype(dtypes[path])
+            scale = _scales(leaf) if dtype == np.int8 else None
+            arrays[path] = _place(leaf, shardings[path], dtype, path, digest, scale)
+            if scale is not None:
+                arrays[f"{path}_scale"] = jax.device_put(scale, shardings[f"{path}_scale"])
             if digest is not None:
                 digests[path] = digest.result()
             gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
@@ -187,20 +212,31 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtype: s
     return Loaded(arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex(), digests)
 
 
-def _place(leaf: Leaf, sharding: Sharding, dtype: np.dtype, digest: LeafDigest | None) -> jax.Array:
-    """One leaf on its devices. With a digest it is read whole, else only what this process's devices hold; all of it once."""
+def _scales(leaf: Leaf) -> np.ndarray:
+    """The scale of each output channel of a kernel [..., in, out], from the whole of it: [..., out] float32."""
+    largest = np.zeros((*leaf.shape[:-2], leaf.shape[-1]), np.float32)
+    for index, values in blocks(leaf):
+        part = index[:-2]  # of the axes before `in`; a kernel without layers is cut along `in`
+        largest[part] = np.maximum(largest[part], np.abs(values.astype(np.float32)).max(axis=-2))
+    return scale_of(largest)
+
+
+def _place(
+    leaf: Leaf, sharding: Sharding, dtype: np.dtype, name: str, digest: LeafDigest | None, scale: np.ndarray | None = None
+) -> jax.Array:
+    """One leaf on its devices, quantised where it has a scale.
+
+    With a digest it is read whole, else only what this process's devices hold; all of it once.
+    """
     indices = sharding.addressable_devices_indices_map(leaf.shape).values()
     boxes = {_box(index, leaf.shape) for index in indices}
     buffers = {box: np.empty([stop - start for start, stop in box], dtype) for box in boxes}
     for region in sorted(boxes) if digest is None else [_box(whole(leaf.shape), leaf.shape)]:
         for index in _blocks(leaf, region):
-            stored = leaf.read(index)
-            with np.errstate(over="ignore"):
-                values = np.ascontiguousarray(stored, np.float32)
-            if stored.dtype == np.float64 and not np.isfinite(values).all():
-                raise UserError("A checkpoint in float64 has weights that float32 cannot hold; take another checkpoint.")
+            values = cast(leaf.read(index), np.dtype(np.float32), name)
             if digest is not None:
                 digest.add(values)
+            values = cast(values, dtype, name) if scale is None else quantized(values, scale[*index[:-2], index[-1]])
             for box, buffer in buffers.items():
                 _copy_overlap(values, index, buffer, box)
     array = jax.make_array_from_callback(leaf.shape, sharding, lambda index: buffers[_box(index, leaf.shape)])

@@ -1,16 +1,17 @@
 """Our own form of a backbone: what the `import` command writes, once, and every later run streams into its sharding.
 
-    card.json               architecture, source, the digest of each leaf, the fingerprint of all
-    params/                 an Orbax checkpoint of our tree (zarr, a folder for each leaf) in the source's dtype
+    card.json               architecture, source, the digest of each leaf and of the vocabulary, the fingerprint of all leaves
+    params/                 an Orbax checkpoint of our tree (zarr, a folder for each leaf) in `stored_dtype`
     sentencepiece.model     where the source has one or one was given
 
-Local or gs://BUCKET/…. The card is written last, so a folder with a card is whole. Chunks hold parts of one layer, so that a
-device that has a part of the model reads that part.
+Written locally, read there or from gs://BUCKET/…. Chunks hold parts of one layer, so that a device that has a part of the model
+reads that part.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,13 @@ from mpt_jax.checkpoint import storage
 from mpt_jax.checkpoint.leaves import Leaves, some, to_numpy
 from mpt_jax.checkpoint.t5x_files import find_t5x, open_target
 from mpt_jax.config import NUMERICS, T5Config
+from mpt_jax.data.vocabulary import BYTES, FILE_NAMES
 from mpt_jax.errors import UserError
+from mpt_jax.files import write_text
 from mpt_jax.models.t5 import param_shapes
 from mpt_jax.trees import LeafDigest, combine, flatten, unflatten
 
-CARD, PARAMS, VOCABULARY = "card.json", "params", "sentencepiece.model"
+CARD, PARAMS = "card.json", "params"
 FORMAT = "mpt_jax backbone 1"
 CHUNK = 2**26  # bytes that lie together in a file: what a reader can take at once
 
@@ -39,20 +42,26 @@ class Card(NamedTuple):
     dtype: str  # of the weights in the files
     digests: dict[str, str]  # `trees.LeafDigest` of each leaf
     vocabulary: str  # the file's name, "bytes", or "" for none
+    vocabulary_sha256: str  # of the file; "" where there is none
+    assumed: str  # what of the architecture the source did not say (`import_t5x.ASSUMED`); "" for nothing
     fingerprint: str
 
 
 def read_card(folder: str) -> Card | None:
     """The card of a folder of ours, None for any other. UserError for a damaged one."""
-    values = storage.read_json(folder, CARD)
+    text = storage.read(storage.open_store(folder), CARD)
+    values = storage.json_object(text)
+    if values is None and FORMAT.encode() in (text or b""):
+        raise UserError(f"{folder}/{CARD} is damaged (it is no whole JSON); import the backbone again.")
     if values is None or values.get("format") != FORMAT:
         return None
     try:
         architecture = T5Config(**values["architecture"])
         card = Card(architecture, *(values[name] for name in Card._fields[1:]))
-    except (KeyError, TypeError) as error:
+        fingerprint = combine(card.digests)
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/{CARD} is damaged ({error}); import the backbone again.") from None
-    if combine(card.digests) != card.fingerprint:
+    if fingerprint != card.fingerprint:
         raise UserError(f"{folder}/{CARD} is damaged (its digests do not make its fingerprint); import the backbone again.")
     return card
 
@@ -76,64 +85,67 @@ def check_digests(card: Card, fingerprint: str, digests: dict[str, str], folder:
         raise UserError(f"{folder} was changed after it was written: {changed}; import the backbone again.")
 
 
-def write_own(folder: str, config: T5Config, leaves: Leaves, source: str, vocabulary: str | Path) -> Card:
-    """Writes a backbone as a folder of ours; one leaf after another is in memory.
+def check_vocabulary_file(card: Card, file: Path, folder: str) -> None:
+    """UserError when this is not the vocabulary that was written."""
+    if hashlib.sha256(file.read_bytes()).hexdigest() != card.vocabulary_sha256:
+        raise UserError(f"{folder}/{card.vocabulary} was changed after it was written; import the backbone again.")
+
+
+def write_own(folder: Path, config: T5Config, leaves: Leaves, source: str, vocabulary: str, assumed: str = "") -> Card:
+    """Writes a backbone as a folder of ours, one leaf after another, the card last.
 
     Args:
+        folder: an absolute path.
         config: the architecture; its numerics are not kept, for they belong to a run.
-        source: what the leaves come from, for the card.
+        source: what the leaves come from, for the card; `assumed` as there.
         vocabulary: a local SentencePiece file, "bytes", or "" for none.
 
     Raises:
-        UserError: the folder is not empty or cannot be written; a leaf that cannot be read.
+        OSError: the folder cannot be written.
+        UserError: a leaf that cannot be read.
     """
-    dtype = stored_dtype(leaves)
-    _check_empty(folder)
-    digests: dict[str, str] = {}
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every leaf otherwise
-    try:
-        for path, array in _arrays(leaves, dtype, digests):
-            with _context(path):
-                ocp.partial.save(f"{folder}/{PARAMS}", {"params": unflatten({path: array})})
-        with ocp.Context():
-            ocp.partial.finalize(f"{folder}/{PARAMS}")
-        name = str(vocabulary)
-        if Path(name).is_file():
-            storage.write(folder, VOCABULARY, Path(name).read_bytes())
-            name = VOCABULARY
-        architecture = {field: value for field, value in dataclasses.asdict(config).items() if field not in NUMERICS}
-        card = Card(T5Config(**architecture), source, dtype, digests, name, combine(digests))
-        values = {"format": FORMAT, **card._asdict(), "architecture": architecture}
-        storage.write_json(folder, CARD, values | {"versions": {"mpt_jax": mpt_jax.__version__}})
-    except OSError as error:
-        raise UserError(f"The backbone cannot be written to {folder} ({error}); choose another folder.") from None
+    dtype, digests = stored_dtype(leaves), {}
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every leaf otherwise, and of a full disk in each thread
+    for path in sorted(leaves):
+        digest = LeafDigest(leaves[path].shape)
+        _write_leaf(folder / PARAMS, path, to_numpy(leaves[path], dtype, path, digest))
+        digests[path] = digest.result()
+    with ocp.Context():
+        ocp.partial.finalize(folder / PARAMS)
+    name, sha256 = vocabulary, ""
+    if vocabulary not in ("", BYTES):
+        content, name = Path(vocabulary).read_bytes(), FILE_NAMES[0]
+        (folder / name).write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+    architecture = {field: value for field, value in dataclasses.asdict(config).items() if field not in NUMERICS}
+    card = Card(T5Config(**architecture), source, dtype, digests, name, sha256, assumed, combine(digests))
+    values = {"format": FORMAT, **card._asdict(), "architecture": architecture, "versions": {"mpt_jax": mpt_jax.__version__}}
+    write_text(folder / CARD, json.dumps(values, indent=1) + "\n")
     return card
 
 
 def stored_dtype(leaves: Leaves) -> str:
-    """The dtype that holds every leaf exactly: "bfloat16" where all are that, else "float32"."""
+    """The dtype that a converted model gets: "bfloat16" where all leaves have it, else "float32".
+
+    It holds every leaf exactly but those in float64, which are rounded.
+    """
     return "bfloat16" if all(leaf.dtype == "bfloat16" for leaf in leaves.values()) else "float32"
 
 
-def _arrays(leaves: Leaves, dtype: str, digests: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each leaf whole; its digest is added to `digests`."""
-    for path in sorted(leaves):
-        digest = LeafDigest(leaves[path].shape)
-        yield path, to_numpy(leaves[path], dtype, digest)
-        digests[path] = digest.result()
-
-
-def _context(path: str) -> ocp.Context:
-    """How a leaf is written."""
+def _write_leaf(folder: Path, path: str, array: np.ndarray) -> None:
+    """Adds a leaf to an Orbax checkpoint that is not final yet. OSError where that is impossible."""
     context = ocp.Context()
+    context.memory.deepcopy_host_arrays = False  # nobody changes it
     saving = context.array.saving
     saving.use_zarr3 = saving.use_compression = False  # zarr is what the reader knows, and weights hardly shrink
     saving.use_ocdbt = False  # a database would be copied at each addition
     saving.storage_options.chunk_byte_size = CHUNK
     saving.storage_options.shard_axes = (0,) if "/layers/" in path else ()
-    return context
-
-
-def _check_empty(folder: str) -> None:
-    if storage.list_names(folder, storage.open_store(folder)):
-        raise UserError(f"{folder} is not empty; give a new folder for the backbone.")
+    try:
+        with context:
+            ocp.partial.save(folder, {"params": unflatten({path: array})})
+    except ValueError as error:
+        told, is_system, _ = str(error).partition(" [os_error_code")
+        if not is_system:
+            raise
+        raise OSError(told.rpartition(": ")[2]) from None  # TensorStore's, of a full disk, which ends with the system's words

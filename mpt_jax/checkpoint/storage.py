@@ -13,6 +13,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import replacing
 
 DOWNLOADS = Path("~/.cache/mpt_jax/vocabularies")  # SentencePiece reads local files only
+CHECKPOINT = "INITIAL_CHECKPOINT_PATH"  # what a path is, for errors, unless the caller says otherwise
 # Seconds until a silent bucket is told of, and until it is given up: TensorStore itself tries again for many minutes.
 PATIENCE, DEADLINE = 5.0, 50.0
 
@@ -32,12 +33,12 @@ def kvstore_spec(folder: str) -> dict[str, Any]:
     return {"driver": "file", "path": f"{Path(folder).expanduser().absolute()}/"}
 
 
-def open_store(folder: str) -> ts.KvStore:
-    """The folder's files by their names in it. UserError for what cannot be the name of a bucket."""
+def open_store(folder: str, what: str = CHECKPOINT) -> ts.KvStore:
+    """The folder's files by their names in it. UserError, which says `what` the path is, where no bucket can have the name."""
     try:
         return ts.KvStore.open(kvstore_spec(folder)).result()
     except ValueError as error:
-        raise UserError(f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
+        raise UserError(f"{folder} ({what}) cannot be opened ({reason(error)}); give gs://BUCKET/….") from None
 
 
 def is_file(path: str) -> bool:
@@ -50,11 +51,11 @@ def is_file(path: str) -> bool:
 
 def exists(store: ts.KvStore, key: str) -> bool:
     """Whether the folder has this file. UserError where it cannot be known."""
-    found = _answered(store.read(key, byte_range=slice(0, 0)), store, key)
+    found = _answered(store.read(key, byte_range=slice(0, 0)), store, key, CHECKPOINT)
     try:
         return found.result().state == "value"
     except Exception as error:  # no such bucket, no permission, no network
-        raise _unreadable(store, key, error) from None
+        raise _unreadable(store, key, error, CHECKPOINT) from None
 
 
 def list_names(folder: str, store: ts.KvStore, prefix: str = "") -> set[str]:
@@ -63,38 +64,42 @@ def list_names(folder: str, store: ts.KvStore, prefix: str = "") -> set[str]:
         path = Path(folder).expanduser()
         return {entry.name for entry in path.iterdir() if entry.name.startswith(prefix)} if path.is_dir() else set()
     after = prefix[:-1] + chr(ord(prefix[-1]) + 1) if prefix else ""  # "" is the end of all
-    listed = _answered(store.list(range=ts.KvStore.KeyRange(prefix, after)), store, prefix)
+    listed = _answered(store.list(range=ts.KvStore.KeyRange(prefix, after)), store, prefix, CHECKPOINT)
     try:
         keys = listed.result()
     except Exception as error:  # a bucket may be read but not listed
         raise UserError(
-            f"{folder} (INITIAL_CHECKPOINT_PATH) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
+            f"{folder} ({CHECKPOINT}) cannot be listed ({reason(error)}); give the path of one checkpoint_<step>."
         ) from None
     return {key.decode().split("/")[0] for key in keys}
 
 
-def read(store: ts.KvStore, key: str) -> bytes | None:
-    """The whole file, or None where there is none. UserError where it cannot be read."""
-    answer = _answered(store.read(key), store, key)
+def read(store: ts.KvStore, key: str, what: str = CHECKPOINT) -> bytes | None:
+    """The whole file, or None where there is none. UserError, which says `what` the path is, where it cannot be read."""
+    answer = _answered(store.read(key), store, key, what)
     try:
         found = answer.result()
     except Exception as error:  # as in `exists`
-        raise _unreadable(store, key, error) from None
+        raise _unreadable(store, key, error, what) from None
     return found.value if found.state == "value" else None
 
 
 def read_json(folder: str, name: str) -> dict[str, Any] | None:
     """The JSON object in a file of a folder, or None where there is no such file. UserError for anything else in it."""
     text = read(open_store(folder), name)
-    if text is None:
-        return None
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{folder}/{name} is not valid JSON ({error}); copy the folder again.") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{folder}/{name} holds no JSON object; copy the folder again.")
+    values = json_object(text)
+    if text is not None and values is None:
+        raise UserError(f"{folder}/{name} is not valid JSON, or no object; copy the folder again.")
     return values
+
+
+def json_object(text: bytes | None) -> dict[str, Any] | None:
+    """The JSON object that a text is, None for any other text, and for none."""
+    try:
+        values = json.loads(text or b"")
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def fetch(store: ts.KvStore, key: str, offset: int, size: int) -> bytes:
@@ -108,35 +113,34 @@ def fetch(store: ts.KvStore, key: str, offset: int, size: int) -> bytes:
     return b""
 
 
-def write(folder: str, name: str, content: bytes) -> None:
-    """Writes a whole file. UserError where that is impossible."""
-    try:
-        open_store(folder).write(name, content).result()
-    except Exception as error:  # TensorStore has one for each status
-        raise UserError(f"{folder}/{name} cannot be written ({reason(error)}); choose a place that you may write to.") from None
+def local_copy(path: str, what: str) -> Path:
+    """The file itself or, of one in a bucket, a copy in `DOWNLOADS`, called by its content.
 
-
-def write_json(folder: str, name: str, values: dict[str, Any]) -> None:
-    """Writes a whole JSON file. UserError where that is impossible."""
-    write(folder, name, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def local_copy(path: str) -> Path:
-    """The file itself or, of one in a bucket, a copy in `DOWNLOADS`, called by its content. UserError when there is none."""
-    if not is_remote(path):
+    Raises:
+        UserError: there is none, or no copy can be made; says `what` the path is.
+    """
+    content = None
+    if is_remote(path):
+        folder, _, name = path.rpartition("/")
+        content = read(open_store(folder, what), name, what)
+    elif Path(path).expanduser().is_file():
         return Path(path).expanduser()
-    folder, _, name = path.rpartition("/")
-    content = read(open_store(folder), name)
     if content is None:
-        raise UserError(f"There is no file {path}; check the path.")
+        raise UserError(f"{what} '{path}' does not exist; give a SentencePiece .model file.")
     copy = DOWNLOADS.expanduser() / f"{hashlib.sha256(content).hexdigest()[:16]}-{name}"
     if not copy.exists():
-        with replacing(copy) as temporary:
-            temporary.write_bytes(content)
+        try:
+            with replacing(copy) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise UserError(
+                f"{path} ({what}) cannot be copied to {copy.parent} ({error.strerror}); set HOME to a folder that you may write "
+                "to, or give a local file."
+            ) from None
     return copy
 
 
-def _answered(future: ts.Future[Any], store: ts.KvStore, key: str) -> ts.Future[Any]:
+def _answered(future: ts.Future[Any], store: ts.KvStore, key: str, what: str) -> ts.Future[Any]:
     """`future` once it is done, well or not. UserError when the bucket does not answer in time.
 
     For small requests: the first of every checkpoint are such, so what follows finds a bucket that answers.
@@ -152,12 +156,10 @@ def _answered(future: ts.Future[Any], store: ts.KvStore, key: str) -> ts.Future[
     except TimeoutError:
         future.cancel()
         raise UserError(
-            f"{store.url}{key} (INITIAL_CHECKPOINT_PATH) has not answered for {DEADLINE:.0f} s; check the network, the bucket's "
+            f"{store.url}{key} ({what}) has not answered for {DEADLINE:.0f} s; check the network, the bucket's "
             "name and your permissions (gcloud auth application-default login), or copy the checkpoint to a local folder."
         ) from None
 
 
-def _unreadable(store: ts.KvStore, key: str, error: Exception) -> UserError:
-    return UserError(
-        f"{store.url}{key} (INITIAL_CHECKPOINT_PATH) cannot be read ({reason(error)}); check the path and your permissions."
-    )
+def _unreadable(store: ts.KvStore, key: str, error: Exception, what: str) -> UserError:
+    return UserError(f"{store.url}{key} ({what}) cannot be read ({reason(error)}); check the path and your permissions.")

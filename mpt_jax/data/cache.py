@@ -27,6 +27,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.metrics import invalid_rate
 
 FORMAT = 2  # of the files and of what the builder puts in them; a change makes every cache stale
+MAX_CLASSES, RECURRENCE = 32, 4  # a split with at most so many different targets, so frequent on average, is a classification
 PERCENTILES = (50, 90, 99, 100)  # of the lengths, that a cache knows
 LABEL_TYPES = (str, int, np.integer)  # of a postprocessed label
 SCORING_MODULE = "mpt_jax.metrics"  # functions that live here are stored by name and need no seqio to score
@@ -188,15 +189,25 @@ class TokenCache:
         """The labels that `DecodeConfig.method="rank"` chooses from.
 
         Raises:
-          UserError: the task is no classification by this split (see `labels`).
+          UserError: the task is no classification by this split (see `labels`); two labels have the same tokens.
         """
         if self._labels is None:
             raise UserError(
                 f"Task '{self.task}' has no label set to rank: its {len(self)} targets of the split '{self.split}' are not few "
-                "ones that recur; set DecodeConfig.method='generate'."
+                f"ones that recur (at most {MAX_CLASSES} different ones, each {RECURRENCE} times on average); set "
+                "DecodeConfig.method='generate'."
             )
         examples = np.unique(self._labels, return_index=True)[1]  # one for each label
-        return LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
+        labels = LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
+        known: dict[tuple[int, ...], str] = {}
+        for text, tokens in zip(*labels, strict=True):
+            if (other := known.setdefault(tokens, text)) != text:
+                raise UserError(
+                    f"Task '{self.task}' has the labels '{other}' and '{text}', which cannot be told apart to rank them, since "
+                    f"both are the tokens {list(tokens)}; raise the targets' length ({self.lengths['targets']}) in "
+                    "TASK_FEATURE_LENGTHS, or take a vocabulary that has their pieces."
+                )
+        return labels
 
     @property
     def has_metrics(self) -> bool:

@@ -22,6 +22,7 @@ PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 EXTRA_IDS = 100
 PADDING = 128  # T5's embeddings are padded to a multiple of this
 BYTES = "bytes"  # in BackboneConfig.vocabulary, the name of ByT5's
+FILE_NAMES = ("sentencepiece.model", "spiece.model")  # as which it lies beside weights: ours (and mini's), Hugging Face's
 
 
 class SentencePieceVocabulary:
@@ -52,6 +53,11 @@ class SentencePieceVocabulary:
     def vocab_size(self) -> int:
         """Number of ids, sentinels included; a model's V is this or more (T5 pads 32,100 to 32,128)."""
         return self._processor.get_piece_size()
+
+    @property
+    def extra_ids(self) -> int:
+        """How many sentinels the file does not have itself: 100, or 0 of mT5's."""
+        return self._extra_ids
 
     @property
     def fingerprint(self) -> str:

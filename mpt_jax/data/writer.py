@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.data import fingerprint
-from mpt_jax.data.cache import PERCENTILES
+from mpt_jax.data.cache import MAX_CLASSES, PERCENTILES, RECURRENCE
 from mpt_jax.errors import UserError
-
-MAX_CLASSES = 32  # a task with at most so many different targets, each recurring, is a classification
 
 
 class Columns:
@@ -90,7 +88,7 @@ class _Writer:
             self._text.write(b"\n")  # an empty file cannot be memory-mapped
         self._open.close()
         names = sorted(self._number or ())
-        classes = bool(names) and 4 * len(names) <= self._examples
+        classes = bool(names) and RECURRENCE * len(names) <= self._examples
         if classes:
             sorted_number = np.array([names.index(name) for name in self._number or ()], np.int16)
             np.save(self._folder / "labels.npy", sorted_number[np.asarray(self._labels)])

@@ -12,12 +12,21 @@ from mpt_jax.trees import flatten, unflatten
 LARGEST = 127
 
 
+def scale_of(largest: np.ndarray) -> np.ndarray:
+    """The scales of channels whose largest weights have these sizes, float32; 1 for a channel of zeros."""
+    return np.where(largest > 0, largest / LARGEST, 1.0).astype(np.float32)
+
+
+def quantized(kernel: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """kernel [..., in, out] in steps of scale [..., out], int8."""
+    return np.rint(kernel / scale[..., None, :]).astype(np.int8)
+
+
 def quantize(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """kernel [..., in, out] → (int8 of that shape, scale [..., out] float32)."""
     kernel = np.asarray(kernel, np.float32)
-    scale = np.abs(kernel).max(axis=-2) / LARGEST
-    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)  # a channel of zeros
-    return np.rint(kernel / scale[..., None, :]).astype(np.int8), scale
+    scale = scale_of(np.abs(kernel).max(axis=-2))
+    return quantized(kernel, scale), scale
 
 
 def quantize_params(params: Params) -> Params:

@@ -26,6 +26,7 @@ def initial_prompt(
     key: jax.Array,
     embedding: jax.Array,
     tokenize: Tokenize,
+    vocab_size: int,
     fingerprint: str = "",
 ) -> Params:
     """The parameters that a prompt module starts from.
@@ -34,7 +35,8 @@ def initial_prompt(
       cfg: method, length and `init`:
         "uniform"           U(-init_scale, init_scale), Lester et al.
         "uniform_positive"  U(0, init_scale), what T5X's gin files do
-        "vocab"             embeddings of different random ids below init_population
+        "vocab"             embeddings of different random ids below init_population, pad, EOS and unknown among them, as
+                            prompt-tuning's `from_sample_of_embeddings` draws them; none that no text has, of which ByT5 has many
         "labels"            the mean embedding of each label's sub-tokens, then "vocab"
         "text"              the embeddings of the text's tokens, cut to P, then "vocab"
         "file"              a prompt file, or that of another tool (`load_prompts`). One prompt in it (or chosen by
@@ -46,6 +48,7 @@ def initial_prompt(
       key: the run's random key.
       embedding: [V,D] of the backbone.
       tokenize: text → ids, without EOS.
+      vocab_size: number of the vocabulary's ids, at most V.
       fingerprint: of the backbone, compared with the file's.
 
     Returns:
@@ -67,11 +70,11 @@ def initial_prompt(
             resumed = params if cfg.init_file.endswith("#*") else method.resume(cfg, params, meta, groups)
         fresh = method.initial(cfg, _one_per_group(params, meta, groups), groups, factor_keys)
         return _floats(fresh if resumed is None else _same_shapes(resumed, fresh, cfg.init_file))
-    base = jnp.stack([_start(cfg, one, embedding, tokenize) for one in base_keys])
+    base = jnp.stack([_start(cfg, one, embedding, tokenize, vocab_size) for one in base_keys])
     return _floats(method.initial(cfg, base, groups, factor_keys))
 
 
-def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: Tokenize) -> jax.Array:
+def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: Tokenize, vocab_size: int) -> jax.Array:
     """One plain prompt [P,D]."""
     shape = (cfg.length, embedding.shape[-1])
     if cfg.init == "uniform":
@@ -88,7 +91,7 @@ def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: To
         given = [_embed(embedding, tokenize, label, "init_labels").mean(axis=0) for label in cfg.init_labels]
     elif cfg.init == "text":
         given = list(_embed(embedding, tokenize, cfg.init_text, "init_text")[: cfg.length])
-    return jnp.stack([*given, *_sample(cfg, key, embedding, cfg.length - len(given))])
+    return jnp.stack([*given, *_sample(cfg, key, embedding[:vocab_size], cfg.length - len(given))])
 
 
 def _embed(embedding: jax.Array, tokenize: Tokenize, text: str, field: str) -> jax.Array:
