@@ -22,7 +22,6 @@ export GLIBC_TUNABLES ?= $(HUGE)
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
 demo mini: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
 demo mini: export MPT_JAX_COMMAND = make $@
-demo mini: export JAX_PLATFORMS ?= cpu
 demo mini: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false
 
 demo: $(RUNTIME)

@@ -21,6 +21,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.gin_bindings import Parsed, parse
 from mpt_jax.gin_text import gin_literal
+from mpt_jax.quiet import leave_libtpu_alone
 from mpt_jax.resolve import DEFAULT, Setting, is_default
 
 EXIT_USER_ERROR = 2
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's C++ chatter, before anything imports it
+    leave_libtpu_alone()
     _configure_logging()
     try:
         arguments = _parse_arguments(argv)

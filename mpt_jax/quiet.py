@@ -1,9 +1,11 @@
-"""What native code writes to the process's own streams."""
+"""What native code writes to the process's own streams, and how to be spared of it."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -23,3 +25,14 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(saved, 2)
         os.close(saved)
         os.close(nowhere)
+
+
+def leave_libtpu_alone() -> None:
+    """On a machine without a TPU, tells JAX not to look for one where only `plan`'s libtpu is installed.
+
+    libtpu would write five lines of warnings at the start of every command. A GPU's plugin is looked for as ever.
+    """
+    has_tpu = any(Path("/dev").glob("accel*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    has_gpu_plugin = any(find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+    if find_spec("libtpu") and not has_tpu and not has_gpu_plugin:
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
