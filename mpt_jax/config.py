@@ -16,6 +16,7 @@ from mpt_jax.errors import UserError
 DTYPES = ("float32", "bfloat16")
 PROMPT_METHODS = ("plain", "mpt", "none")
 PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file")
+OFFICIAL = "official_"  # how the names of a dataset's own splits begin, beside those of a paper's protocol
 EXPORT_FORMATS = ("safetensors", "npy", "t5x", "peft", "peft_mpt")
 MIN_TEMPERATURE = 1e-4  # logits divided by less may overflow; T5X takes anything below as 0
 
@@ -107,6 +108,14 @@ class DataConfig:
     def validate(self) -> None:
         _choice("DataConfig.sampling", self.sampling, ("proportional", "bank", "mpt"))
         _check(self.sort_window > 0, f"DataConfig.sort_window must be positive, not {self.sort_window}")
+        _check(
+            self.sort_window == 1 or (self.sampling == "proportional" and not self.pack_lengths),
+            f"DataConfig.sort_window is {self.sort_window}, but only unpacked batches of sampling='proportional' are sorted; "
+            "set it to 1",
+        )
+        _check(
+            all(length > 0 for length in self.trim_lengths), f"DataConfig.trim_lengths must be positive, not {self.trim_lengths}"
+        )
         _check(self.batch_size > 0, f"DataConfig.batch_size must be positive, not {self.batch_size}")
         for name in ("inputs", "targets"):
             _check(
@@ -413,6 +422,7 @@ class Experiment:
             not (self.backbone.checkpoint == "scratch" and self.backbone.architecture.param_dtype == "int8"),
             "T5Config.param_dtype is 'int8', but BackboneConfig.checkpoint='scratch' draws weights to train; set it to 'float32'",
         )
+        self._check_splits()
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
@@ -429,6 +439,15 @@ class Experiment:
     def prompt_length(self) -> int:
         """P, 0 where the model itself is tuned."""
         return 0 if self.prompt.method == "none" else self.prompt.length
+
+    def _check_splits(self) -> None:
+        """UserError for a training split of the dataset's own rows that is validated on rows held out of the same ones."""
+        official = [split.startswith(OFFICIAL) for split in (self.data.train_split, self.data.eval_split)]
+        _check(
+            not self.train.eval_period or official[0] == official[1],
+            f"DataConfig.train_split is '{self.data.train_split}' and DataConfig.eval_split '{self.data.eval_split}', which may "
+            f"share rows; take both with '{OFFICIAL}' or both without, or set TrainConfig.eval_period to 0",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,10 +39,13 @@ def work_of(traced: Any, while_steps: int = 1) -> Work:
 
 def _work(jaxpr: Any, while_steps: int) -> Work:
     total = Work()
+    stored = {}  # what is converted for a product is read as it is stored: int8 weights, for one
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        if name == "convert_element_type":
+            stored[equation.outvars[0]] = equation.invars[0].aval
         if name == "dot_general":
-            total = total.plus(_product(equation))
+            total = total.plus(_product(equation, stored))
             continue
         times = {"scan": equation.params.get("length", 1), "while": while_steps}.get(name, 1)
         for inner in _inner(equation):
@@ -60,13 +63,15 @@ def _inner(equation: Any) -> Iterator[Any]:
                 yield part
 
 
-def _product(equation: Any) -> Work:
+def _product(equation: Any, stored: dict[Any, Any]) -> Work:
     (contracted, _), (batched, _) = equation.params["dimension_numbers"]
     operands, out = [variable.aval for variable in equation.invars], equation.outvars[0].aval
+    read = [stored.get(variable, variable.aval) for variable in equation.invars]
     flops = 2.0 * math.prod(out.shape) * math.prod(operands[0].shape[axis] for axis in contracted)
     weights = [not batched and operand.ndim == 2 for operand in operands]
-    weight_bytes = sum(_bytes(operand) for operand, weight in zip(operands, weights, strict=True) if weight)
-    return Work(flops, weight_bytes, sum(map(_bytes, (*operands, out))) - weight_bytes)
+    weight_bytes = sum(_bytes(aval) for aval, weight in zip(read, weights, strict=True) if weight)
+    other_bytes = sum(_bytes(aval) for aval, weight in zip(operands, weights, strict=True) if not weight) + _bytes(out)
+    return Work(flops, weight_bytes, other_bytes)
 
 
 def kept_for_gradient(loss: Callable[..., Any], trainable: Tree, *arguments: Tree) -> list[jax.ShapeDtypeStruct]:

@@ -266,7 +266,7 @@ def _time_lines(plan: Plan) -> list[str]:
         f"  TFLOP of all devices                       {flops[0]:9.2f}   {flops[1]:9.2f}",
         f"  ms to compute at the peak                  {1e3 * train.compute:9.1f}   {1e3 * decode.compute:9.1f}",
         f"  ms to read weights and activations         {1e3 * train.memory:9.1f}   {1e3 * decode.memory:9.1f}",
-        f"  ms on the links                            {1e3 * train.link:9.1f}   {1e3 * decode.link:9.1f}",
+        *_link_times(plan, train, decode),
         f"  ms at least                                {1e3 * train.least:9.1f}   {1e3 * decode.least:9.1f}",
         f"  ms likely, at {EFFICIENCY:.0%} of the peak               {1e3 * train.likely:9.1f}   {1e3 * decode.likely:9.1f}",
         f"  examples/s, likely                         {speeds[0]:9.1f}   {speeds[1]:9.1f}",
@@ -280,6 +280,12 @@ def _time_lines(plan: Plan) -> list[str]:
         if compiled is not None and not compiled.over:
             lines += ["", f"Communication of a {name} step (compiled in {compiled.seconds:.0f} s)", *_link_lines(compiled)]
     return lines
+
+
+def _link_times(plan: Plan, train: Time, decode: Time) -> list[str]:
+    if plan.train is None and plan.programs.mesh.shape["model"] * plan.programs.mesh.shape["fsdp"] > 1:
+        return ["  ms on the links                        not estimated for GPUs: times are without them"]
+    return [f"  ms on the links                            {1e3 * train.link:9.1f}   {1e3 * decode.link:9.1f}"]
 
 
 def _link_lines(compiled: Compiled) -> list[str]:

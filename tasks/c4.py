@@ -6,8 +6,8 @@ another part of C4, register a task as below. For text files of your own: `pretr
 
 import seqio
 
+from mpt_jax.config import OFFICIAL
 from tasks import pretrain
-from tasks.splits import OFFICIAL
 
 VERSION = "c4/en:3.1.0"
 DOCUMENTS = {"train": "train[:200000]", "validation": "validation[:2000]"}

@@ -173,7 +173,11 @@ def _card_form(path: Path) -> Form:
             )
     if {"f1", "f1_macro"} & set(names) and len(labels) < 2:
         raise UserError(f"{path} names the metric '{names[0]}', which needs 'labels', two words at least; add them.")
+    if set(names) & set(OF_NUMBERS) and (labels or not set(names) <= set(OF_NUMBERS)):
+        raise UserError(f"{path}: pearson and spearman compare numbers; take no other 'metrics' and no 'labels' beside them.")
     words = tuple(labels.values())
+    if len(set(words)) < len(words):
+        raise UserError(f"{path}: 'labels' gives two values the same word; give each its own.")
     text = functools.partial(
         preprocessors.text_to_text, inputs=card["inputs"], target=target, classes=tuple(labels), labels=words
     )

@@ -32,11 +32,14 @@ import seqio
 import tensorflow as tf
 
 from mpt_jax import metrics
+from mpt_jax.config import OFFICIAL
 from mpt_jax.errors import UserError
 from tasks import features, preprocessors, reading
-from tasks.splits import HELD_OUT, OFFICIAL, Part, Protocol, chosen, halved
+from tasks.splits import HELD_OUT, Part, Protocol, chosen, counts, halved
 
 logger = logging.getLogger("mpt_jax")
+
+REGISTERED: dict[str, tuple["Dataset", str]] = {}  # what `register` has made: a task's dataset and format
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
@@ -113,6 +116,7 @@ def register(dataset: Dataset, format_name: str, name: str = "", labels: tuple[s
         collapse=form.collapse,
     )
     name = name or f"{dataset.name}_{format_name}"
+    REGISTERED[name] = dataset, format_name
     seqio.TaskRegistry.add(
         name,
         source=Source(dataset, form.training_filter),
@@ -204,6 +208,12 @@ class Source(seqio.FunctionDataSource):
         parts = self._parts(there)
         return tuple(split for split, part in parts.items() if part.official in there)
 
+    def num_input_examples(self, split: str) -> int | None:
+        """Rows of a split as published, for seqio's mixing rates; None where that is not known."""
+        dataset = self.dataset
+        sizes = {f"{OFFICIAL}{name}": size for name, size in dataset.rows.items() if size}
+        return (sizes | counts(dataset.protocol, dataset.rows)).get(split)
+
     def data_files(self, split: str) -> list[str]:
         """Every file that the folder may have: on each of them it depends which splits there are, and how they are cut."""
         if reading.data_folder(needed=False) is None:
@@ -254,7 +264,9 @@ class Source(seqio.FunctionDataSource):
 
     def _enough(self, parts: dict[str, Part], there: set[str]) -> Protocol:
         """Halves of `validation` where so few rows are in the training file that none would be left. UserError without that."""
-        if parts["train"].keep == "all" or len(self._read("train")) > HELD_OUT:
+        if parts["train"].keep == "all":
+            return {}
+        if len(self._read("train")) > HELD_OUT:
             return {}
         if "validation" not in there:
             raise UserError(

@@ -1,8 +1,9 @@
 """Mixtures of tasks: MPT's six sources, and those of SPoT (Vu et al. 2022), with examples-proportional mixing.
 
-SPoT trains on the datasets' own splits: set DataConfig.train_split to "official_train" with its mixtures. Which datasets its
-paper counts to each is not printed in full; members follow its code (`prompt_tuning/spot/data/`), and `docs/tasks.md` says where
-one is ours or is missing. Another cap or temperature, or other members, is a mixture of your own:
+SPoT trains on the datasets' own splits: set DataConfig.train_split to "official_train" with its mixtures, and eval_split to
+"official_validation", or TrainConfig.eval_period to 0 where a member has none (imdb, yelp_polarity, C4). Which datasets its
+paper counts to each is not printed in full; members follow its code (`prompt_tuning/spot/data/`), and `docs/tasks.md` says
+where one is ours or is missing. Another cap or temperature, or other members, is a mixture of your own:
 
     mixtures.register("my_mixture", ["mnli_t5", "snli_t5"], cap=10_000, temperature=2.0)
 """
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 
 import seqio
 
+from mpt_jax.config import OFFICIAL, nearest
+from mpt_jax.errors import UserError
 from tasks import glue, library, mrqa, nlg, others, splits, superglue
 
 MPT_CAP = 2**18
@@ -32,9 +35,15 @@ SPOT: dict[str, tuple[str, ...]] = {
 
 
 def examples(dataset: library.Dataset, format_name: str, split: str) -> int:
-    """Training examples of a split, `train` or `official_train`, as published."""
-    official = dataset.formats[format_name].training_examples or dataset.rows["train"]
-    return official if split.startswith(splits.OFFICIAL) else splits.counts(dataset.protocol, dataset.rows)["train"]
+    """Training examples of a split, `train` or `official_train`, as published.
+
+    Where examples are not rows (ReCoRD has one for each answer), `train` is taken to have as many for a row as the whole.
+    """
+    rows = dataset.rows["train"]
+    official = dataset.formats[format_name].training_examples or rows
+    if split.startswith(OFFICIAL):
+        return official
+    return splits.counts(dataset.protocol, dataset.rows)["train"] * official // rows
 
 
 def proportional(sizes: Iterable[int], cap: int, temperature: float = 1.0) -> list[float]:
@@ -45,13 +54,23 @@ def proportional(sizes: Iterable[int], cap: int, temperature: float = 1.0) -> li
 
 
 def register(name: str, tasks: Iterable[str], cap: int, temperature: float = 1.0, split: str = "train") -> None:
-    """Registers a mixture of tasks of the library, `<dataset>_<format>`, with rates proportional to their training examples."""
+    """Registers a mixture of tasks of the library with rates proportional to their training examples.
+
+    Raises:
+      UserError: a task that the library has not registered, or whose number of training examples is not known.
+    """
     members = []
     for task in tasks:
-        format_name = next(
-            style for style in ("prompt_tuning", "attempt_published", "attempt", "t5") if task.endswith(f"_{style}")
-        )
-        members.append((DATASETS[task.removesuffix(f"_{format_name}")], format_name, task))
+        if task not in library.REGISTERED:
+            raise UserError(f"The mixture '{name}' names '{task}', which the library has not.{nearest(task, library.REGISTERED)}")
+        dataset, format_name = library.REGISTERED[task]
+        official = dataset.formats[format_name].training_examples and split.startswith(OFFICIAL)
+        if not (official or dataset.rows.get("train")):
+            raise UserError(
+                f"The mixture '{name}' names '{task}', of which no number of training examples is known; register it with "
+                "seqio.MixtureRegistry.add and rates of your own."
+            )
+        members.append((dataset, format_name, task))
     rates = proportional((examples(dataset, style, split) for dataset, style, _ in members), cap, temperature)
     seqio.MixtureRegistry.add(name, [(task, rate) for (_, _, task), rate in zip(members, rates, strict=True)])
 

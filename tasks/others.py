@@ -153,8 +153,8 @@ DATASETS = library.table_of(
         protocol=splits.held_out(test="test"),
         classes=QUESTIONS,
         label="label-coarse",
-        source=f"{OURS}; without a validation split, 1,000 training rows are held out",
-        aliases={"coarse_label": "label-coarse", "label": "label-coarse"},
+        source=f"{OURS}; without a validation split, 1,000 training rows are held out; labels are numbered as in TFDS, not as in "
+        "Hugging Face",
     ),
 )
 

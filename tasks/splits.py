@@ -13,7 +13,6 @@ import numpy as np
 SEED = 42
 HELD_OUT = 1_000
 SMALL_TRAIN = 10_000  # ATTEMPT's border between small and large, for tasks that its lists do not name
-OFFICIAL = "official_"
 
 WINDOW = 1 << 32  # the generator's numbers are below
 

@@ -87,3 +87,12 @@ def test_full_remat_keeps_one_input_of_each_layer():
 
 def test_remat_keeps_less_the_more_it_recomputes():
     assert kept("none", 3) > kept("dots", 3) > kept("full", 3)
+
+
+def test_int8_weights_are_read_as_bytes():
+    def product(x, weight):
+        return x @ weight.astype(jnp.bfloat16)
+
+    x, half = shape(7, 4, 8, dtype=jnp.bfloat16), shape(8, 8, dtype=jnp.bfloat16)
+    assert work_of(jax.jit(product).trace(x, shape(8, 8, dtype=jnp.int8))).weight_bytes == 64
+    assert work_of(jax.jit(product).trace(x, half)).weight_bytes == 128

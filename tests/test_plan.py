@@ -60,6 +60,19 @@ def test_a_plan_for_gpus_asks_no_compiler(experiment):
     assert plan.peak(made) == made.estimate.total > 0
 
 
+def test_a_models_gradient_is_counted(experiment):
+    """Model tuning needs its weights' gradient beside them."""
+    tuned = tiny.replace(wide(experiment), prompt={"method": "none"})
+    estimate = plan.make_plan(tuned, "h100").estimate
+    trained = sum(leaf.size * 4 for leaf in jax.tree.leaves(memory.param_shapes(tuned.backbone.architecture)))
+    assert estimate.working >= trained and estimate.state >= trained
+
+
+def test_links_of_gpus_are_not_said_to_cost_nothing(experiment):
+    text = plan.describe(plan.make_plan(tiny.replace(wide(experiment), partition={"num_partitions": 4}), "h100:4"))
+    assert "not estimated for GPUs" in text and "on the links                            0" not in text
+
+
 def test_what_does_not_fit_is_told_with_what_would(experiment, monkeypatch):
     small = find_slice("h100:4")
     monkeypatch.setattr(plan, "find_slice", lambda _: small._replace(device=small.device._replace(memory=small_memory)))

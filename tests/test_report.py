@@ -11,7 +11,7 @@ import pytest
 from matplotlib import colors
 from test_results import record
 
-from mpt_jax import cli
+from mpt_jax import cli, metrics
 from mpt_jax.errors import UserError
 from mpt_jax.studies import chance, figures, page, report, results, runs, wording
 from mpt_jax.studies.findings import findings
@@ -133,6 +133,17 @@ def test_guessing_is_not_above_chance_and_knowing_is(seeds, level, size):
     margin = 4 * np.sqrt(level * (100 - level) / size)
     assert chance.above(rows, results.spread([level + margin] * seeds), ["a"])
     assert chance.below(rows, results.spread([level - margin] * seeds), ["a"])
+
+
+def test_a_guessers_correlation_is_not_above_chance():
+    """Its chance is 0, but it is not always 0: Matthews' of random answers on 522 examples."""
+    rows = [record(chance=0.0, num_examples=522, metrics={"matthews_correlation": 1.0})]
+    generator, above = np.random.default_rng(0), []
+    for _ in range(400):
+        targets, answers = generator.integers(0, 2, (2, 522)).astype(str).tolist()
+        above.append(chance.above(rows, results.spread([*metrics.matthews_correlation(targets, answers).values()]), ["a"]))
+    assert np.mean(above) < 0.05
+    assert chance.above(rows, results.spread([20.0]), ["a"])
 
 
 def test_the_mean_of_guessed_targets_is_not_above_chance():

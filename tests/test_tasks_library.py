@@ -188,3 +188,43 @@ def test_real_tasks_from_file_to_score(real):
     scored = tiny.replace(scored, train={"max_eval_examples": 4})
     results = run_evaluate(scored)
     assert all(task in json.dumps(results) for task in tasks)
+
+
+class TestMixing:
+    """seqio comes with TensorFlow, which this file loads in its tests only."""
+
+    def test_a_mixture_of_what_the_library_has_not_is_told(self):
+        from tasks import mixtures
+
+        with pytest.raises(UserError, match=r"names 'mnlii_t5', which the library has not.* Did you mean 'mnli_t5'"):
+            mixtures.register("mine_misspelt", ["mnlii_t5"], cap=10)
+        with pytest.raises(UserError, match=r"names 'textbookqa_t5', of which no number of training examples is known"):
+            mixtures.register("mine_unknown", ["textbookqa_t5"], cap=10)
+
+    def test_a_task_with_ones_own_words_can_be_mixed(self):
+        import seqio
+
+        from tasks import library, mixtures
+
+        library.register(mixtures.DATASETS["mnli"], "prompt_tuning", name="mnli_mine_to_mix", labels=("yes", "maybe", "no"))
+        mixtures.register("mine_mixed", ["mnli_mine_to_mix", "rte_t5"], cap=1000)
+        mixture = seqio.MixtureRegistry.get("mine_mixed")
+        assert {task.name: mixture.get_rate(task) for task in mixture.tasks} == {"mnli_mine_to_mix": 1000.0, "rte_t5": 1000.0}
+
+    def test_seqio_can_mix_by_size(self):
+        import seqio
+
+        import tasks  # noqa: F401
+
+        task = seqio.TaskRegistry.get("mnli_attempt")
+        assert task.num_input_examples("train") == 392_702 and task.num_input_examples("official_validation") == 9_815
+        seqio.MixtureRegistry.add("mine_by_size", ["mnli_attempt", "rte_attempt"], default_rate=seqio.mixing_rate_num_examples)
+        mixture = seqio.MixtureRegistry.get("mine_by_size")
+        assert mixture.get_rate(seqio.TaskRegistry.get("rte_attempt")) == 2_490
+
+    def test_records_rate_counts_a_copy_for_each_answer(self):
+        from tasks import mixtures
+
+        record = mixtures.DATASETS["record"]
+        assert mixtures.examples(record, "attempt", "official_train") == 138_854
+        assert mixtures.examples(record, "attempt", "train") / 99_730 == pytest.approx(138_854 / 100_730, rel=1e-4)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mpt_jax.studies import results
 from mpt_jax.studies.results import Record, Spread
 
+CORRELATIONS = {"matthews_correlation", "pearson", "spearman"}  # 0 by chance, whatever the labels
 STANDARD_ERRORS = 2.0  # what is above or below chance is so by more than this
 
 
@@ -25,7 +26,8 @@ def _limits(records: Sequence[Record], score: Spread | None, tasks: Sequence[str
     """Chance less and plus STANDARD_ERRORS.
 
     The error has two independent parts: the mean's over n seeds, s²/n, and that of a test split of N examples, which all seeds
-    share. With accuracy a guesser's score has the variance c (100 − c) / N; for other metrics this stands in for the unknown one.
+    share. With accuracy a guesser's score has the variance c (100 − c) / N, a correlation's 100² / N; for other metrics the
+    former stands in for the unknown one.
     """
     chance = results.reference(records, "chance", tasks)
     if score is None or chance is None:
@@ -34,9 +36,14 @@ def _limits(records: Sequence[Record], score: Spread | None, tasks: Sequence[str
     for task in tasks:
         level, size = results.reference(records, "chance", [task]), examples(records, task)
         if level is not None and size:
-            variance += level * (100.0 - level) / size / len(tasks) ** 2
+            spread = 100.0**2 if _is_correlation(records, task) else level * (100.0 - level)
+            variance += spread / size / len(tasks) ** 2
     error = STANDARD_ERRORS * math.sqrt(variance)
     return chance - error, chance + error
+
+
+def _is_correlation(records: Sequence[Record], task: str) -> bool:
+    return any(CORRELATIONS & set(record.get("metrics", ())) for record in results.select(records, task=task))
 
 
 def examples(records: Sequence[Record], task: str) -> int | None:
