@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import setup
+from mpt_jax import distributed, setup
 from mpt_jax.config import Experiment
 from mpt_jax.data.cache import LabelSet, mixture_tasks
 from mpt_jax.data.records import read_records, shorten
@@ -30,6 +30,8 @@ LINE = "\0line"  # where a row carries its number, which no field of a file is c
 
 def run_infer(experiment: Experiment) -> Path:
     """The `infer` command: decode `InferConfig.input_file` with what MODEL_DIR holds. Returns the path of the output.
+
+    Of several processes all read the file, and the first one writes.
 
     Raises:
         UserError: a file that is missing or cannot be written; a line that is not a JSON object, or names no task that has a
@@ -56,6 +58,8 @@ def run_infer(experiment: Experiment) -> Path:
         labels=labels,
         mesh=mesh,
     )
+    if not distributed.is_first():  # all have the same predictions
+        return output
     answered = [row | _fields(prediction) for row, prediction in zip(rows, predictions, strict=True)]
     try:
         write_text(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answered))

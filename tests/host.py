@@ -1,0 +1,96 @@
+"""One process of those that test_hosts.py starts: does the jobs that it is given as JSON, each {"do", "run", …}.
+
+The environment says where the other processes are and how many devices this one has. Prints a line of JSON for each job.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny
+
+from mpt_jax import distributed, trees
+from mpt_jax.config import DistributedConfig, Experiment, PartitionConfig
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import run_evaluate
+from mpt_jax.infer import run_infer
+from mpt_jax.train import run_training
+
+
+def experiment(folder: Path, run: str, partition: dict, **changes: dict) -> Experiment:
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    made = tiny.experiment(folder, run, **changes)
+    return tiny.dataclasses.replace(made, partition=PartitionConfig(**partition))
+
+
+def train(config: Experiment) -> dict:
+    result = run_training(config)
+    return {
+        "history": [
+            {name: value for name, value in record.items() if name not in ("seconds", "examples_per_second")}
+            for record in result.history
+        ],
+        "params": trees.fingerprint(result.params),
+        "scores": np.asarray(result.scores).tolist(),
+    }
+
+
+def evaluate(config: Experiment) -> dict:
+    return run_evaluate(config)
+
+
+def infer(config: Experiment) -> dict:
+    files = {"input_file": str(Path(config.train.model_dir).parent / "in.jsonl"), "output_file": f"{config.train.model_dir}/out.jsonl"}
+    run_infer(tiny.replace(config, infer=files))
+    return {}
+
+
+def fail(config: Experiment) -> dict:
+    """Process 1 makes a mistake that no other makes, while the others wait for it in an exchange."""
+    if jax.process_index() == 1:
+        raise UserError("Only process 1 is wrong.")
+    return {"any": distributed.any_process(False)}
+
+
+def die(config: Experiment) -> dict:
+    """Process 1 is killed."""
+    if jax.process_index() == 1:
+        os._exit(9)
+    return {"any": distributed.any_process(False)}
+
+
+def late(config: Experiment) -> dict:
+    """Process 1 does not come to a barrier in time."""
+    if jax.process_index() != 1:
+        distributed.barrier("the test's barrier")
+    distributed._client().blocking_key_value_get("never", 20_000)
+    return {}
+
+
+def stop(config: Experiment) -> dict:
+    """Process 1 alone is asked to stop."""
+    import signal
+    import threading
+
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM) if threading.active_count() < 0 else None
+    return train(config)
+
+
+def main() -> None:
+    folder, jobs, settings = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    with distributed.joined(DistributedConfig(**settings)):
+        for job in jobs:
+            do, run, partition = job.pop("do"), job.pop("run", "none"), job.pop("partition", {})
+            print(json.dumps(globals()[do](experiment(folder, run, partition, **job))), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:  # as the command line does
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
