@@ -39,10 +39,10 @@ VARIABLES = {  # of the environment; JAX reads the first one itself
 }
 POLL = 0.5  # seconds between two looks whether another process has failed
 GRACE = 1.0  # seconds for a process to tell of an error of its own, which is often the same one, before another's ends it
-LEAVING = 10.0  # seconds that a failed process waits for the others to have read why
+LEAVING = 10.0  # seconds that a failed process waits for the others to have read why, and process 0 for the others to be gone
 SHARED = 60.0  # seconds until a file must be seen by all: NFS remembers for about that long that there was none
 RPC_MARGIN = 5  # seconds that JAX's client adds to its time-out
-FAILED, LEFT = "mpt_jax/failed", "mpt_jax/left"  # folders of the service's keys
+FAILED, LEAVE, GONE = "mpt_jax/failed", "mpt_jax/leave", "mpt_jax/gone"  # folders of the service's keys
 
 logger = logging.getLogger("mpt_jax")
 _barriers = itertools.count()  # a barrier's name is used once; all processes come to the same ones in the same order
@@ -95,6 +95,7 @@ def initialize(config: DistributedConfig) -> bool:
         return False
     _config = config
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on accelerators
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM where we do not heed it ourselves
     logger.info(
         "process %d of %d, waiting for the others at %s", place.process_id, place.num_processes, place.coordinator_address
     )
@@ -275,7 +276,7 @@ def _connect(place: Place, config: DistributedConfig) -> None:
     if failure is None:
         sys.stderr.write(written)
         return
-    _exit_at_once(2)
+    atexit.register(_end, 2)  # JAX's own clean-up would wait for the other processes
     raise _not_joined(place, seconds, written, failure)
 
 
@@ -342,34 +343,41 @@ class _Watch:
         self._stopped.set()
 
     def leave(self, error: BaseException) -> None:
-        """Tell of an error and wait until the others have read it. This process's exit will wait for nothing."""
+        """Tell of an error and wait until the others have read it. This process's exit will not wait for them to finish."""
         self.stop()
-        _exit_at_once(2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1)
+        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        atexit.register(_end_in_turn, code)  # before JAX's own clean-up, which would
         what = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}".split("\n")[0].strip()
-        own, client = jax.process_index(), _client()
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and all others with it
-            client.key_value_set(f"{FAILED}/{own}", what)
-            client.key_value_set(f"{LEFT}/{own}", "")
-            until = time.monotonic() + LEAVING
-            while len(client.key_value_dir_get(LEFT)) < jax.process_count() and time.monotonic() < until:
-                time.sleep(POLL / 5)
+            _client().key_value_set(f"{FAILED}/{jax.process_index()}", what)
+            _tell_and_wait(LEAVE, jax.process_count())
 
     def _look(self) -> None:
-        own, client = jax.process_index(), _client()
+        number = jax.process_count()
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone: JAX itself ends the process
             while not self._stopped.wait(POLL):
-                failed = client.key_value_dir_get(FAILED)
-                if not failed or self._stopped.wait(GRACE):
-                    continue
-                number, why = failed[0][0].rpartition("/")[2], failed[0][1]
-                print(f"error: process {number} of {jax.process_count()} has ended, and this one with it: {why}", file=sys.stderr)
-                client.key_value_set(f"{LEFT}/{own}", "")
-                _end(2)
+                failed = _client().key_value_dir_get(FAILED)
+                if failed and not self._stopped.wait(GRACE):
+                    key, why = failed[0]
+                    process = key.rpartition("/")[2]
+                    print(f"error: process {process} of {number} has ended, and this one with it: {why}", file=sys.stderr)
+                    _client().key_value_set(f"{LEAVE}/{jax.process_index()}", "")
+                    _end_in_turn(2)
 
 
-def _exit_at_once(code: int) -> None:
-    """At exit, before JAX's own clean-up, which would wait for the other processes."""
-    atexit.register(_end, code)
+def _tell_and_wait(folder: str, number: int) -> None:
+    """Put this process's key into a folder of the service, and wait a while until there are so many."""
+    _client().key_value_set(f"{folder}/{jax.process_index()}", "")
+    until = time.monotonic() + LEAVING
+    while len(_client().key_value_dir_get(folder)) < number and time.monotonic() < until:
+        time.sleep(POLL / 5)
+
+
+def _end_in_turn(code: int) -> None:
+    """End after a failure; process 0, whose service the others need to do so in good order, as the last one."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _tell_and_wait(GONE, jax.process_count() if is_first() else 1)
+    _end(code)
 
 
 def _end(code: int) -> None:

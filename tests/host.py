@@ -3,6 +3,7 @@
 The environment says where the other processes are and how many devices this one has. Prints a line of JSON for each job.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,13 +18,16 @@ from mpt_jax.config import DistributedConfig, Experiment, PartitionConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import run_evaluate
 from mpt_jax.infer import run_infer
+from mpt_jax.partitioning import batch_shard, make_mesh
 from mpt_jax.train import run_training
 
 
 def experiment(folder: Path, run: str, partition: dict, **changes: dict) -> Experiment:
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    made = tiny.experiment(folder, run, **changes)
-    return tiny.dataclasses.replace(made, partition=PartitionConfig(**partition))
+    """Labels are ranked, so that a prompt of a few steps has scores."""
+    pack, rate = changes.pop("pack", False), changes.pop("rate", 0.3)
+    made = tiny.experiment(folder, run, optimizer={"rules": ((".*", rate),)}, **changes)
+    made = dataclasses.replace(made, partition=PartitionConfig(**partition))
+    return tiny.replace(made, decode={"method": "rank"}, data={"pack_lengths": {"inputs": 60, "targets": 12}} if pack else {})
 
 
 def train(config: Experiment) -> dict:
@@ -43,7 +47,10 @@ def evaluate(config: Experiment) -> dict:
 
 
 def infer(config: Experiment) -> dict:
-    files = {"input_file": str(Path(config.train.model_dir).parent / "in.jsonl"), "output_file": f"{config.train.model_dir}/out.jsonl"}
+    files = {
+        "input_file": str(Path(config.train.model_dir).parent / "in.jsonl"),
+        "output_file": f"{config.train.model_dir}/out.jsonl",
+    }
     run_infer(tiny.replace(config, infer=files))
     return {}
 
@@ -70,14 +77,24 @@ def late(config: Experiment) -> dict:
     return {}
 
 
-def stop(config: Experiment) -> dict:
-    """Process 1 alone is asked to stop."""
-    import signal
-    import threading
+def own_folder(config: Experiment) -> dict:
+    """A MODEL_DIR that each process has for itself, as on a pod whose hosts share no disk."""
+    distributed.SHARED = 2.0
+    folder = Path(config.train.model_dir) / str(jax.process_index())
+    folder.mkdir(parents=True)
+    distributed.check_shared(folder, "MODEL_DIR")
+    return {}
 
-    if jax.process_index() == 1:
-        os.kill(os.getpid(), signal.SIGTERM) if threading.active_count() < 0 else None
-    return train(config)
+
+def shards(partitions: list[int]) -> dict:
+    """This process's share of a batch on several meshes."""
+    found: list = []
+    for number in partitions:
+        try:
+            found.append(batch_shard(make_mesh(PartitionConfig(number))))
+        except UserError as error:
+            found.append(str(error))
+    return {"shards": found}
 
 
 def main() -> None:
@@ -85,7 +102,8 @@ def main() -> None:
     with distributed.joined(DistributedConfig(**settings)):
         for job in jobs:
             do, run, partition = job.pop("do"), job.pop("run", "none"), job.pop("partition", {})
-            print(json.dumps(globals()[do](experiment(folder, run, partition, **job))), flush=True)
+            result = shards(**job) if do == "shards" else globals()[do](experiment(folder, run, partition, **job))
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
