@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,11 +117,16 @@ def find_place(config: DistributedConfig) -> Place | None:
     own = config.process_id if config.process_id >= 0 else _number_in("process_id")
     if number == 1:
         return None
+    # A pod of its own, of no indexed job, is alone; JAX would warn or fail there.
+    single_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
     try:
-        address, number, own, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            address, number, own, None, None, config.initialization_timeout
-        )
+        with warnings.catch_warnings(action="ignore" if single_pod else None):
+            address, number, own, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                address, number, own, None, None, config.initialization_timeout
+            )
     except (RuntimeError, KeyError, ValueError, OSError) as error:
+        if single_pod and (address, number, own) == (None, None, None):
+            return None
         reason = " ".join(str(error).split())
         raise UserError(
             f"The other processes of this job cannot be found ({reason}); give DistributedConfig.coordinator_address, "

@@ -5,7 +5,6 @@ The environment says where the other processes are and how many devices this one
 
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -55,26 +54,16 @@ def infer(config: Experiment) -> dict:
     return {}
 
 
-def fail(config: Experiment) -> dict:
-    """Process 1 makes a mistake that no other makes, while the others wait for it in an exchange."""
-    if jax.process_index() == 1:
-        raise UserError("Only process 1 is wrong.")
-    return {"any": distributed.any_process(False)}
-
-
-def die(config: Experiment) -> dict:
-    """Process 1 is killed."""
-    if jax.process_index() == 1:
-        os._exit(9)
-    return {"any": distributed.any_process(False)}
-
-
 def late(config: Experiment) -> dict:
-    """Process 1 does not come to a barrier in time."""
+    """Process 1 does not come to a barrier in time, and only then goes on with the others."""
+    error = ""
     if jax.process_index() != 1:
-        distributed.barrier("the test's barrier")
-    distributed._client().blocking_key_value_get("never", 20_000)
-    return {}
+        try:
+            distributed.barrier("the test's barrier")
+        except UserError as caught:
+            error = str(caught)
+        distributed._client().key_value_set("go on", error)
+    return {"error": distributed._client().blocking_key_value_get("go on", 60_000)}
 
 
 def own_folder(config: Experiment) -> dict:

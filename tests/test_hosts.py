@@ -84,11 +84,24 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """One process with four devices does everything that the others will do."""
-    jobs = [training("one"), scoring("evaluate", "one"), scoring("infer", "one"), training("begun_by_one", 4)]
-    jobs += [training("model_one", 4, **MODEL)]
-    return results(1, folder, jobs, devices=4)
+def two(folder):
+    """Two processes with two devices each; the first one builds the token caches, and the other waits for them."""
+    jobs = [training("begun_by_two", 4), training("model_two", 4, **MODEL)]
+    return results(2, folder, jobs, devices=2)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, two):
+    """One process with four devices does the same, and goes on with what two began."""
+    jobs = [training("one"), training("begun_by_two"), training("begun_by_one", 4), training("model_one", 4, **MODEL)]
+    return results(1, folder, [*jobs, scoring("evaluate", "one"), scoring("infer", "one")], devices=4)
+
+
+@pytest.fixture(scope="module")
+def four(folder, alone):
+    """Four processes with one device each, and they go on with what one began."""
+    jobs = [training("four"), training("begun_by_one")]
+    return results(4, folder, [*jobs, scoring("evaluate", "four"), scoring("infer", "four")])
 
 
 def lines(path):
@@ -110,37 +123,38 @@ def assert_alike(ours, theirs):
     assert max(np.ravel(scores(ours))) > 0
 
 
-def test_four_processes_do_what_one_does(folder, alone):
-    """Each with one device, of which one process has four; and in the end all hold the same bits."""
-    jobs = [training("four"), scoring("evaluate", "four"), scoring("infer", "four")]
-    train, evaluation, _ = results(4, folder, jobs)
-    assert_alike(train, alone[0])
-    assert evaluation["tasks"] == alone[1]["tasks"]
-    assert json.loads((folder / "four" / "evaluation_validation.json").read_text()) == evaluation
+def test_four_processes_train_as_one_does(folder, alone, four):
+    """And in the end all four hold the same bits, which `results` has compared."""
+    assert_alike(four[0], alone[0])
     ours, theirs = (load_prompts(folder / run)[0]["prompt"] for run in ("four", "one"))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
-    answers = [lines(folder / run / "out.jsonl") for run in ("four", "one")]
-    for mine, other in zip(*answers, strict=True):
-        assert mine["prediction"] == other["prediction"]
-        np.testing.assert_allclose(mine["score"], other["score"], rtol=1e-4)
-    steps = [record["step"] for record in lines(folder / "four" / "metrics.jsonl")]
-    assert steps == [4, 4, 8, 8], "each line is written once"
+    assert [record["step"] for record in lines(folder / "four" / "metrics.jsonl")] == [4, 4, 8, 8], "each line is written once"
     assert (folder / "four" / "finished.json").exists()
     assert not list((folder / "four").glob(".*")), "something temporary is left"
 
 
-def test_checkpoints_go_from_two_processes_to_one_and_back(folder, alone):
-    """Also a model tuned across processes: its parts are gathered for the best one and for its file."""
-    jobs = [training("begun_by_two", 4), training("begun_by_one"), training("model_two", 4, **MODEL)]
-    begun, continued, model = results(2, folder, jobs, devices=2)
-    assert losses(begun) == pytest.approx(losses(alone[0])[:1], abs=2e-6)
-    assert_alike(continued, alone[0])
-    assert_alike(model, alone[4])
-    assert_alike(results(1, folder, [training("begun_by_two")], devices=4)[0], alone[0])
+def test_four_processes_score_and_answer_as_one_does(folder, alone, four):
+    assert four[2]["tasks"] == alone[4]["tasks"]
+    assert json.loads((folder / "four" / "evaluation_validation.json").read_text()) == four[2]
+    answers = [lines(folder / run / "out.jsonl") for run in ("four", "one")]
+    for mine, other in zip(*answers, strict=True):
+        assert mine["prediction"] == other["prediction"]
+        np.testing.assert_allclose(mine["score"], other["score"], rtol=1e-4)
 
 
-def test_a_request_to_stop_one_process_stops_all_at_one_step(folder, alone):
-    """The checkpoint is that of a step which all have taken, and two lines of the log are none lost."""
+def test_checkpoints_go_from_two_processes_to_one_and_from_one_to_four(two, alone, four):
+    assert losses(two[0]) == pytest.approx(losses(alone[0])[:1], abs=2e-6)
+    assert_alike(alone[1], alone[0])
+    assert_alike(four[1], alone[0])
+
+
+def test_a_model_is_tuned_across_processes(two, alone):
+    """Each has a part of it, in the model axis and in the optimiser; the best one and its file are gathered."""
+    assert_alike(two[1], alone[3])
+
+
+def test_a_request_to_stop_one_process_stops_all_at_one_step(folder, two):
+    """The checkpoint is that of a step which all have taken, the last one in the log."""
     settings = {"eval_period": 0, "checkpoint_period": 10**6, "log_period": 5}
     job = {"do": "train", "run": "stopped", "tasks": TASKS, "steps": 10**6, "train": settings}
     processes = start(2, folder, [job])
@@ -169,39 +183,33 @@ def test_processes_that_do_not_come_are_named(tmp_path):
 
 
 def test_an_error_in_one_process_ends_all(tmp_path):
-    """Within seconds, though the others are in an exchange with it; and each says whose error it was."""
-    shards = {"do": "shards", "partitions": [1, 3, 6, 2]}
+    """Within seconds, though the other is in an exchange with it; and it says whose error it was.
+
+    Before that they find their shares of several meshes, and one is late at a barrier.
+    """
     began = time.monotonic()
-    ended = finish(start(2, tmp_path, [shards, {"do": "fail"}], devices=3))
+    jobs = [{"do": "shards", "partitions": [1, 3, 6, 2]}, {"do": "late"}, {"do": "own_folder"}]
+    ended = finish(start(2, tmp_path, jobs, devices=3, barrier_timeout=2))
     assert time.monotonic() - began < 60
     assert [code for code, _, _ in ended] == [2, 2], ended
-    assert "error: process 1 of 2 has ended, and this one with it: Only process 1 is wrong." in ended[0][2]
-    assert "error: Only process 1 is wrong." in ended[1][2]
     for index, (_, out, err) in enumerate(ended):
-        *shares, refused = next(json.loads(line) for line in out.splitlines() if line.startswith("{"))["shards"]
+        found, late = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
+        *shares, refused = found["shards"]
         assert shares == [[index, 2], [index, 2], [0, 1]]
         assert "num_partitions is 2, with which processes of 3 devices cannot hold equal parts of a batch" in refused
+        assert "Process 1 of 2 did not come within 2 s (DistributedConfig.barrier_timeout)" in late["error"]
+        assert "to where the others are: the test's barrier" in late["error"]
         assert "Traceback" not in err
-
-
-def test_a_process_that_is_late_is_named(tmp_path):
-    ended = finish(start(2, tmp_path, [{"do": "late"}], barrier_timeout=2))
-    assert [code for code, _, _ in ended] == [2, 2], ended
-    assert "Process 1 of 2 did not come within 2 s (DistributedConfig.barrier_timeout)" in ended[0][2]
-    assert "the test's barrier" in ended[1][2]
-
-
-def test_folders_that_are_not_shared_are_refused(tmp_path):
-    ended = finish(start(2, tmp_path, [{"do": "own_folder"}]))
-    assert [code for code, _, _ in ended] == [2, 2], ended
-    assert "of process 1 is not that of process 0; give a folder that all processes share" in ended[1][2]
+    why = "of process 1 is not that of process 0; give a folder that all processes share"
+    assert f"error: MODEL_DIR {tmp_path / 'none' / '1'} {why}" in ended[1][2]
+    assert "error: process 1 of 2 has ended, and this one with it: MODEL_DIR" in ended[0][2]
 
 
 @pytest.fixture
 def nowhere(monkeypatch):
     """An environment that says nothing of other processes."""
     for name in list(os.environ):
-        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS", "KUBERNETES", "TPU_")):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS", "KUBERNETES", "JOB_", "TPU_")):
             monkeypatch.delenv(name)
     return monkeypatch
 
@@ -211,6 +219,12 @@ def test_a_process_alone_joins_nothing(nowhere):
     assert not distributed.initialize(DistributedConfig())
     nowhere.setenv("JAX_NUM_PROCESSES", "4")
     assert distributed.find_place(DistributedConfig(num_processes=1)) is None
+
+
+def test_a_pod_of_its_own_is_alone(nowhere):
+    """Without a warning about the package that JAX would ask Kubernetes with, which would be an error here."""
+    nowhere.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert distributed.find_place(DistributedConfig()) is None
 
 
 def test_one_gin_file_serves_all_processes(nowhere):
