@@ -15,6 +15,8 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
+from mpt_jax.files import write_text
+
 Record = dict[str, Any]
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Progress:
         path = Path(folder) / "metrics.jsonl"
         self.history = read_history(folder, until_step=start)
         if writes:
-            path.write_text("".join(json.dumps(record) + "\n" for record in self.history))
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))  # whole: others may be reading it
         self._file = (path if writes else Path(os.devnull)).open("a")
         self._out = out or (sys.stderr if writes else self._file)
         self._bar = (

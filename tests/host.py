@@ -57,7 +57,9 @@ def infer(config: Experiment) -> dict:
 def late(config: Experiment) -> dict:
     """Process 1 does not come to a barrier in time, and only then goes on with the others."""
     error = ""
-    if jax.process_index() != 1:
+    if jax.process_index() == 1:
+        next(distributed._barriers)  # the one that it misses
+    else:
         try:
             distributed.barrier("the test's barrier")
         except UserError as caught:
