@@ -70,7 +70,7 @@ def late(config: Experiment) -> dict:
 
 def own_folder(config: Experiment) -> dict:
     """A MODEL_DIR that each process has for itself, as on a pod whose hosts share no disk."""
-    distributed.SHARED = 2.0
+    distributed.SHARED = 1.0
     folder = Path(config.train.model_dir) / str(jax.process_index())
     folder.mkdir(parents=True)
     distributed.check_shared(folder, "MODEL_DIR")

@@ -26,7 +26,7 @@ from mpt_jax.prompts.files import load_prompts
 ROOT = Path(__file__).parent.parent
 TASKS = list(tiny.TASKS[:2])
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-LIMIT = 120  # seconds for any of the runs here; none takes a third of it
+LIMIT = 400  # seconds for any of the runs here, most of which the compiler takes: on two cores with nothing else to do, 30
 
 
 def start(count, folder, jobs, *, devices=1, which=None, **settings):
@@ -193,7 +193,7 @@ def test_an_error_in_one_process_ends_all(tmp_path):
     """
     began = time.monotonic()
     jobs = [{"do": "shards", "partitions": [1, 3, 6, 2]}, {"do": "late"}, {"do": "own_folder"}]
-    ended = finish(start(2, tmp_path, jobs, devices=3, barrier_timeout=2))
+    ended = finish(start(2, tmp_path, jobs, devices=3, barrier_timeout=5))
     assert time.monotonic() - began < 60
     assert [code for code, _, _ in ended] == [2, 2], ended
     for index, (_, out, err) in enumerate(ended):
@@ -201,7 +201,7 @@ def test_an_error_in_one_process_ends_all(tmp_path):
         *shares, refused = found["shards"]
         assert shares == [[index, 2], [index, 2], [0, 1]]
         assert "num_partitions is 2, with which processes of 3 devices cannot hold equal parts of a batch" in refused
-        assert "Process 1 of 2 did not come within 2 s (DistributedConfig.barrier_timeout)" in late["error"]
+        assert "Process 1 of 2 did not come within 5 s (DistributedConfig.barrier_timeout)" in late["error"]
         assert "to where the others are: the test's barrier" in late["error"]
         assert "Traceback" not in err
     why = "of process 1 is not that of process 0; give a folder that all processes share"
