@@ -148,28 +148,37 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment = parsed.experiment()
     if experiment.train.steps == 0:  # of a study's base, which trains nothing itself, it may be
         raise UserError("TrainConfig.steps (TRAIN_STEPS) is 0, so nothing would be trained; give the number of steps.")
-    # Refuses a folder that holds another run, before its config.gin changes.
-    RunFolder(experiment.train.model_dir).begin(experiment)
-    write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
-    from mpt_jax.train import run_training
+    from mpt_jax import distributed
 
-    result = run_training(experiment)
-    what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
-    print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
+    with distributed.joined(experiment.distributed):
+        if distributed.is_first():
+            # Refuses a folder that holds another run, before its config.gin changes.
+            RunFolder(experiment.train.model_dir).begin(experiment)
+            write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
+        from mpt_jax.train import run_training
+
+        result = run_training(experiment)
+        if distributed.is_first():
+            what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
+            print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     experiment = _configuration(arguments).experiment()
+    from mpt_jax import distributed
     from mpt_jax.evaluate import run_evaluate
 
-    run_evaluate(experiment)
+    with distributed.joined(experiment.distributed):
+        run_evaluate(experiment)
 
 
 def _infer(arguments: argparse.Namespace) -> None:
     experiment = _configuration(arguments).experiment()
+    from mpt_jax import distributed
     from mpt_jax.infer import run_infer
 
-    run_infer(experiment)
+    with distributed.joined(experiment.distributed):
+        run_infer(experiment)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -202,8 +211,10 @@ def _export(arguments: argparse.Namespace) -> None:
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
+    from mpt_jax import distributed
     from mpt_jax.pipeline import check_study, run_pipeline
 
+    distributed.refuse(config.base.distributed, "pipeline")
     check_study(config)  # refuses a folder that holds another study, before its config.gin changes
     write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
     _say_where_the_report_is(run_pipeline(config))
@@ -225,8 +236,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or trained
     experiment = parsed.experiment()
+    from mpt_jax import distributed
     from mpt_jax.bench import run_bench
 
+    distributed.refuse(experiment.distributed, "bench")
     run_bench(experiment)
 
 

@@ -333,6 +333,28 @@ class PartitionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Where the processes of a job find one another (docs/hosts.md), for whom JAX does not find it out by itself.
+
+    What is not given is looked for in the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+    and then in what a TPU pod, SLURM, Open MPI or Kubernetes tells. It belongs to a call, and config.gin does not keep it.
+    """
+
+    coordinator_address: str = ""  # HOST:PORT of process 0
+    num_processes: int = 0  # 0 = found out; 1 = this process is alone, whatever its environment says
+    process_id: int = -1  # from 0; -1 = found out
+    initialization_timeout: int = 300  # seconds for all processes to come together
+    barrier_timeout: int = 3600  # seconds that processes wait for one another later, as for process 0 to build token caches
+    heartbeat_timeout: int = 100  # seconds after which a process that is not heard of is taken for dead
+
+    def validate(self) -> None:
+        for name in ("initialization_timeout", "barrier_timeout", "heartbeat_timeout"):
+            _check(getattr(self, name) > 0, f"DistributedConfig.{name} must be positive, not {getattr(self, name)}")
+        _check(self.num_processes >= 0, f"DistributedConfig.num_processes must not be negative, not {self.num_processes}")
+        _check(self.process_id >= -1, f"DistributedConfig.process_id must be from 0, or -1, not {self.process_id}")
+
+
+@dataclasses.dataclass(frozen=True)
 class InferConfig:
     """Files of the `infer` command: JSONL with `task` and the task's input fields (or `inputs`) in, JSONL out."""
 
@@ -386,6 +408,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     decode: DecodeConfig = DecodeConfig()
     partition: PartitionConfig = PartitionConfig()
+    distributed: DistributedConfig = DistributedConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -400,6 +423,7 @@ class Experiment:
             self.optimizer,
             self.decode,
             self.partition,
+            self.distributed,
             self.export,
             self.bench,
         ):

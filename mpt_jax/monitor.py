@@ -14,6 +14,7 @@ from mpt_jax import trees
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import main_score
 from mpt_jax.metrics import INVALID
+from mpt_jax.partitioning import to_host
 from mpt_jax.prompts import bank_axis
 from mpt_jax.train_state import all_finite
 
@@ -127,7 +128,7 @@ class Best:
     def __init__(self, trainable: Tree, groups: Sequence[int]):
         total = max(groups) + 1
         self._groups = np.asarray(groups)
-        self.trainable = _copy(trainable)
+        self.trainable = to_host(trainable)
         self.score = np.full(total, -np.inf)
         self.step = np.zeros(total, np.int64)
 
@@ -138,7 +139,7 @@ class Best:
     def load(self, tree: Tree | None) -> None:
         """From the checkpoint."""
         if tree is not None:
-            self.trainable, self.score, self.step = _copy(tree["trainable"]), np.array(tree["score"]), np.array(tree["step"])
+            self.trainable, self.score, self.step = to_host(tree["trainable"]), np.array(tree["score"]), np.array(tree["step"])
 
     def update(self, step: int, metrics: Sequence[dict[str, float]], tasks: Sequence[str], trainable: Tree) -> dict[str, Any]:
         """Keep the groups that are better than ever. Returns the record of this validation.
@@ -151,7 +152,7 @@ class Best:
         better = scores > self.score
         if better.any():
             self.score, self.step = np.where(better, scores, self.score), np.where(better, step, self.step)
-            now = _copy(trainable)
+            now = to_host(trainable)
             if "backbone" in now:
                 self.trainable = now
             else:
@@ -193,11 +194,6 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-
-
-def _copy(tree: Tree) -> Tree:
-    """As NumPy arrays of their own: a view of a donated array would change under our feet."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
 
 
 def _number(value: float) -> float | None:

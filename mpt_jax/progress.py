@@ -6,6 +6,7 @@ loss is nats per target token since the line before, or {"kind": "validation", "
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
+
+from mpt_jax.files import write_text
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -41,6 +44,7 @@ class Progress:
         batch_size: examples per step.
         label: put before every line on the terminal.
         out: where the bar or the lines go.
+        writes: whether this process tells anything; if not, it only keeps the history.
     """
 
     def __init__(
@@ -53,21 +57,23 @@ class Progress:
         tensorboard: bool,
         label: str = "",
         out: TextIO | None = None,
+        writes: bool = True,
     ):
         self._steps, self._batch_size = steps, batch_size
         self._label = f"{label}  " if label else ""
-        self._out = out or sys.stderr
-        self._path = Path(folder) / "metrics.jsonl"
+        path = Path(folder) / "metrics.jsonl"
         self.history = read_history(folder, until_step=start)
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in self.history))
-        self._file = self._path.open("a")
+        if writes:
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))  # whole: others may be reading it
+        self._file = (path if writes else Path(os.devnull)).open("a")
+        self._out = out or (sys.stderr if writes else self._file)
         self._bar = (
             tqdm(total=steps, initial=start, desc=label or None, unit="step", file=self._out, leave=False, dynamic_ncols=True)
             if self._out.isatty()
             else None
         )
         self._writer: Any = None
-        if tensorboard:
+        if tensorboard and writes:
             from tensorboardX import SummaryWriter  # takes a second where torch is installed
 
             self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import setup
+from mpt_jax import distributed, setup
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.checkpoint.import_hf import import_hf
@@ -32,7 +32,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate
 from mpt_jax.monitor import Best, Interrupt, Meter
 from mpt_jax.optim import schedule
-from mpt_jax.partitioning import check_batch_size, place_batch
+from mpt_jax.partitioning import check_batch_size, place_batch, to_host
 from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
@@ -73,7 +73,10 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
     """
     experiment.validate()
     folder = RunFolder(experiment.train.model_dir)
-    folder.begin(experiment)
+    with distributed.first_goes_first("opening MODEL_DIR"):
+        if distributed.is_first():
+            folder.begin(experiment)
+    distributed.check_shared(folder.path, "MODEL_DIR")
     if (result := _finished(experiment, folder, backbone)) is not None:
         return result
     run = _Run(experiment, folder, backbone, label)
@@ -134,6 +137,7 @@ class _Run:
             batch_size=experiment.data.batch_size,
             tensorboard=self.config.tensorboard,
             label=label,
+            writes=distributed.is_first(),
         )
         for warning in _warnings(experiment, self.loader):
             self.progress.say(warning)
@@ -160,7 +164,7 @@ class _Run:
             if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
                 self._save(step)
                 progress.resume_clock()
-            if interrupt.requested and not last:
+            if not last and self._must_stop(interrupt, step):
                 self._save(step)
                 progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
                 raise KeyboardInterrupt
@@ -178,10 +182,21 @@ class _Run:
             scores = np.where(np.isfinite(self.best.score), self.best.score, math.nan)
             params = None if np.isnan(scores).any() else self.best.trainable
         if params is None:
-            params = jax.device_get(self.state.trainable)
-        path = _write_result(self.experiment, self.folder, self.backbone, self.streams, params, scores)
-        self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
+            params = to_host(self.state.trainable)
+        with distributed.first_goes_first("writing the result"):
+            path = _write_result(self.experiment, self.folder, self.backbone, self.streams, params, scores)
+            if distributed.is_first():
+                self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
         return TrainResult(params, path, self.progress.history, scores, self.earlier_seconds)
+
+    def _must_stop(self, interrupt: Interrupt, step: int) -> bool:
+        """Whether to stop after this step, because that was requested, in any of the processes.
+
+        These may be told at different steps, but all save the same one. They ask one another only when they log and wait anyhow.
+        """
+        if not distributed.several():
+            return interrupt.requested
+        return step % self.config.log_period == 0 and distributed.any_process(interrupt.requested)
 
     def _restore(self) -> dict[str, Any]:
         """Go to the newest checkpoint. Returns its meta, {} where there is none."""
@@ -258,7 +273,9 @@ def _warnings(experiment: Experiment, loader: Loader) -> Iterator[str]:
 def _write_result(
     experiment: Experiment, folder: RunFolder, backbone: Backbone, streams: setup.Streams, params: Tree, scores: np.ndarray
 ) -> Path:
-    """The prompt file or the tuned model's folder."""
+    """The prompt file or the tuned model's folder, which process 0 writes."""
+    if not distributed.is_first():
+        return folder.path / ("model" if experiment.prompt.method == "none" else FILE_NAME)
     if experiment.prompt.method == "none":
         return setup.export_model(folder.path, backbone, params["backbone"])
     meta = {

@@ -89,7 +89,9 @@ def _make_train_step(
         trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, present)
         new = TrainState(state.step + 1, trainable, opt_state, state.key)
         # Leave the state where it came from, or the second step would be compiled anew for its new place.
-        return jax.lax.with_sharding_constraint(new, state_sharding(new, model, mesh)), metrics
+        # The metrics lie whole on every device, for every process to read them.
+        places = state_sharding(new, model, mesh), jax.tree.map(lambda _: replicated(mesh), metrics)
+        return jax.lax.with_sharding_constraint((new, metrics), places)
 
     return jax.jit(step, donate_argnums=0)
 
