@@ -42,6 +42,7 @@ POLL = 0.5  # seconds between two looks whether another process has failed
 GRACE = 1.0  # seconds for a process to tell of an error of its own, which is often the same one, before another's ends it
 LEAVING = 10.0  # seconds that a failed process waits for the others to have read why, and process 0 for the others to be gone
 SHARED = 60.0  # seconds until a file must be seen by all: NFS remembers for about that long that there was none
+AHEAD = 3  # seconds that the service, which can name who is missing, gives up before the clients do
 RPC_MARGIN = 5  # seconds that JAX's client adds to its time-out
 FAILED, LEAVE, GONE = "mpt_jax/failed", "mpt_jax/leave", "mpt_jax/gone"  # folders of the service's keys
 
@@ -254,7 +255,7 @@ def _connect(place: Place, config: DistributedConfig) -> None:
     service, client = _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client
 
     def start_service(*args: Any, **kwargs: Any) -> Any:
-        return service(*args, **kwargs, cluster_register_timeout=max(seconds - 1, 1))
+        return service(*args, **kwargs, cluster_register_timeout=max(seconds - AHEAD, 1))
 
     def start_client(*args: Any, **kwargs: Any) -> Any:
         return client(*args, **kwargs, missed_heartbeat_callback=_say_status)
