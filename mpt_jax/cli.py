@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from mpt_jax import __version__, usage
+from mpt_jax import __version__, signals, usage
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
@@ -25,29 +26,30 @@ from mpt_jax.quiet import leave_libtpu_alone
 from mpt_jax.resolve import DEFAULT, Setting, is_default
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by `make demo`: how to call it, not us, again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 when interrupted."""
+    """Runs one command. Returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 or 143 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's C++ chatter, before anything imports it
     leave_libtpu_alone()
     _configure_logging()
+    last_words = f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}"
     try:
         arguments = _parse_arguments(argv)
         if arguments.help:
             summaries = {name: command.help for name, command in COMMANDS.items()}
             print(usage.of(arguments.command, summaries))
             return 0
-        COMMANDS[arguments.command].run(arguments)
+        with signals.handled(last_words):
+            COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupted:
+        print(last_words, file=sys.stderr)
+        return signals.exit_code(getattr(interrupted, "number", signal.SIGINT))
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -245,11 +245,24 @@ class TrainConfig:
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
     tensorboard: bool = True
+    # A step whose loss or gradient is not finite never changes a prompt. Nor does one whose loss is a spike: above `spike_factor`
+    # times the median of the last `spike_window` good steps, of each group for itself. The run then stops, or goes on without it.
+    spike_factor: float = 0.0  # 0 = no loss is a spike
+    spike_window: int = 32  # steps; in the first ones nothing is a spike
+    on_bad_step: str = "stop"  # or "skip"
+    max_skipped_steps: int = 10  # in a row, of one group; one more stops the run
 
     def validate(self) -> None:
         _check(self.log_period > 0, f"TrainConfig.log_period must be positive, not {self.log_period}")
         for name in ("eval_period", "max_eval_examples", "checkpoint_period"):
             _check(getattr(self, name) >= 0, f"TrainConfig.{name} must not be negative, not {getattr(self, name)}")
+        _check(
+            self.spike_factor == 0 or 1 < self.spike_factor < math.inf,
+            f"TrainConfig.spike_factor must be 0 (no loss is a spike) or above 1, not {self.spike_factor}",
+        )
+        _check(self.spike_window > 0, f"TrainConfig.spike_window must be positive, not {self.spike_window}")
+        _choice("TrainConfig.on_bad_step", self.on_bad_step, ("stop", "skip"))
+        _check(self.max_skipped_steps > 0, f"TrainConfig.max_skipped_steps must be positive, not {self.max_skipped_steps}")
         _check(self.steps >= 0, f"TrainConfig.steps (TRAIN_STEPS) must not be negative, not {self.steps}")
         _check(bool(self.model_dir), "TrainConfig.model_dir (MODEL_DIR) is empty; give the folder for this run's files")
 

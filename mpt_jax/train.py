@@ -11,6 +11,7 @@ validates and saves, in this order and each only if the loss is finite. Its fold
     finished.json           written last
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
 from mpt_jax.shapes import PACKED_SHAPES
+from mpt_jax.signals import Interrupted
 from mpt_jax.train_state import create_state, make_train_step
 
 Tree = Any
@@ -68,8 +70,8 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         backbone: one that is loaded already, else `experiment.backbone` is loaded.
         label: put before every line of progress.
     Raises:
-        UserError: whatever is wrong with the configuration, the data or the files; a loss that is not finite.
-        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
+        UserError: whatever is wrong with the configuration, the data or the files; a bad step (see `monitor.Meter`).
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
     """
     experiment.validate()
     folder = RunFolder(experiment.train.model_dir)
@@ -83,9 +85,10 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
     try:
         with Interrupt() as interrupt:
             run.take_steps(interrupt)
+            # Without checkpoints, what was trained would be lost. With them, writing a large model can be left and done again.
+            return run.finish() if run.store is None else interrupt.abandonable(run.finish)
     finally:
         run.close()
-    return run.finish()
 
 
 class _Run:
@@ -109,8 +112,11 @@ class _Run:
         self.frozen = setup.frozen_tree(experiment, self.streams, self.backbone, self.mesh)
         start = setup.initial_trainable(experiment, self.streams, self.backbone, self.vocabulary)
         recipe = (experiment.optimizer, self.config.steps, groups)
-        self.state = create_state(start, model, *recipe, self.config.seed, self.mesh)
-        self.train_step = make_train_step(model, self.prompt_module, experiment.loss, *recipe, self.mesh)
+        self.state = create_state(start, model, *recipe, self.config.seed, self.mesh, self.config.spike_window)
+        self.train_step = make_train_step(
+            model, self.prompt_module, experiment.loss, *recipe, self.mesh, self.config.spike_factor
+        )
+        self.compiled: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches
         self.best = Best(self.state.trainable, groups) if self.config.eval_period else None
         self.store: Store | None = None
         if self.config.checkpoint_period:
@@ -124,18 +130,23 @@ class _Run:
         self.earlier_seconds: float = meta.get("seconds", 0.0)
         self.meter = Meter(
             self.first,
+            self.config,
             self.streams.tasks,
             groups,
-            task_ids=lambda step: self.loader.draw(step)[0],
+            draw=self.loader.draw,
             last_good=lambda: self.store.latest() if self.store is not None else None,
+            skipped=lambda record, text: self.progress.skipped(record, text),
         )
-        self.meter.load(meta.get("sums", {}))
+        if "meter" in meta:
+            self.meter.load(meta["meter"])
+        self.validated = meta.get("validated", True) or not self.config.eval_period  # the state as it is now, if that is due
         self.progress = Progress(
             folder.path,
             steps=self.config.steps,
             start=self.first,
             batch_size=experiment.data.batch_size,
             tensorboard=self.config.tensorboard,
+            validated=self.validated,
             label=label,
             writes=distributed.is_first(),
         )
@@ -145,29 +156,41 @@ class _Run:
             self.progress.say(f"resuming at step {self.first}" + self._stretched(meta.get("steps", self.config.steps)))
 
     def take_steps(self, interrupt: Interrupt) -> None:
-        """To the run's end. KeyboardInterrupt, with the step saved, once an interrupt was requested."""
+        """To the run's end. Interrupted, with the last step saved, once a stop was requested."""
+        try:
+            self._take_steps(interrupt)
+        except Interrupted:
+            step = int(self.state.step)
+            if step > self.first:
+                self._save(step)
+            self.progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
+            raise
+
+    def _take_steps(self, interrupt: Interrupt) -> None:
         config, progress = self.config, self.progress
+        if not self.validated:
+            self._validate(self.first, interrupt)
         for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
             placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
+            self._compile(placed, interrupt)
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
                 self.state, metrics = self.train_step(self.state, self.frozen, placed)
             self.meter.add(metrics)
             last = step == config.steps
-            if step == self.first + 1:  # compiled
+            if step == self.first + 1:
                 jax.block_until_ready(metrics)
                 progress.started(step)
             if last or step % config.log_period == 0:
                 progress.train(step, self.meter.record(self.experiment.loss.normalization))
             if config.eval_period and (last or step % config.eval_period == 0):
-                self._validate(step)
+                self.validated = False
+                self._validate(step, interrupt)
                 progress.resume_clock()
             if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
                 self._save(step)
                 progress.resume_clock()
             if not last and self._must_stop(interrupt, step):
-                self._save(step)
-                progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
-                raise KeyboardInterrupt
+                interrupt.stop()
         self.meter.check(self.state.trainable)
 
     def close(self) -> None:
@@ -195,8 +218,8 @@ class _Run:
         These may be told at different steps, but all save the same one. They ask one another only when they log and wait anyhow.
         """
         if not distributed.several():
-            return interrupt.requested
-        return step % self.config.log_period == 0 and distributed.any_process(interrupt.requested)
+            return interrupt.requested()
+        return step % self.config.log_period == 0 and distributed.any_process(interrupt.requested())
 
     def _restore(self) -> dict[str, Any]:
         """Go to the newest checkpoint. Returns its meta, {} where there is none."""
@@ -221,9 +244,18 @@ class _Run:
             f"{will_be:.0%} of its peak here"
         )
 
-    def _validate(self, step: int) -> None:
+    def _compile(self, batch: dict[str, jax.Array], interrupt: Interrupt) -> None:
+        """The step's program for batches of these shapes, where it is the first; the call of the step then finds it."""
+        shapes = tuple(array.shape for array in batch.values())
+        if shapes not in self.compiled:
+            interrupt.abandonable(lambda: self.train_step.lower(self.state, self.frozen, batch).compile())
+            self.compiled.add(shapes)
+
+    def _validate(self, step: int, interrupt: Interrupt) -> None:
+        """Interrupted at once if a stop is requested; the validation is then done when the run resumes."""
         self.meter.check(self.state.trainable)
-        metrics = evaluate(
+        scoring = functools.partial(
+            evaluate,
             self.backbone,
             self.prompt_module,
             self.state.trainable,
@@ -235,8 +267,10 @@ class _Run:
             mesh=self.mesh,
             labels=self.labels,
         )
+        metrics = interrupt.abandonable(scoring)
         assert self.best is not None  # eval_period > 0
         self.progress.validation(step, self.best.update(step, metrics, self.streams.tasks, self.state.trainable))
+        self.validated = True
 
     def _save(self, step: int) -> None:
         if self.store is None:
@@ -244,7 +278,8 @@ class _Run:
         self.meter.check(self.state.trainable)
         meta = {
             "loader": {"step": step, "seed": self.experiment.data.seed},
-            "sums": self.meter.sums(),
+            "meter": self.meter.tree(),
+            "validated": self.validated,
             "steps": self.config.steps,
             "seconds": round(self._seconds(), 2),
         }

@@ -19,9 +19,9 @@ FREE = frozenset(
     "data.trim_lengths data.pack_lengths data.pack_rows data.task_modules decode.batch_size partition distributed infer export "
     "bench".split()
 )
-# A run may also become longer, and validate at other steps; but always on the same examples and in the same way, for
-# the best score so far stands for ever.
-FREE_IN_A_RUN = FREE | {"train.steps", "train.eval_period"}
+# A run may also become longer, treat bad steps in another way, and validate at other steps; but always on the same examples and
+# in the same way, for the best score so far stands for ever.
+FREE_IN_A_RUN = FREE | {f"train.{name}" for name in "steps eval_period spike_factor on_bad_step max_skipped_steps".split()}
 
 
 class RunFolder:
