@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Runs a gin job on a TPU VM, through gcloud's queued resources. See usage below, or ./run_tpu.sh --help.
+# Runs a gin job on a TPU slice of one or more workers, through gcloud's queued resources. See usage below, or --help.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF run OR copy]
+usage: ./run_tpu.sh [OPTIONS] ACTION [-- ARGUMENTS OF mount, run OR copy]
 
 actions, in the order in which they are needed:
   create    ask for the TPU (a queued resource) and wait until it is there
   setup     copy this checkout to it and install its requirements with jax[tpu]
-  run       start  python -m mpt_jax ARGUMENTS  on it; the job goes on when this terminal closes
-  logs      follow the job's log (Ctrl-C stops looking, not the job)
-  copy      gcloud storage rsync FROM TO  on it, to or from a bucket; both come after --
+  mount     BUCKET FOLDER, after --: the bucket's files as a folder of every worker, through Cloud Storage FUSE (gcsfuse);
+            a slice of several workers needs it for MODEL_DIR
+  run       start  python -m mpt_jax ARGUMENTS  on every worker; the job goes on when this terminal closes
+  logs      follow the job's log on the first worker, or on --worker N (Ctrl-C stops looking, not the job)
+  copy      gcloud storage rsync FROM TO  on the first worker, to or from a bucket; both come after --
   stop      end the job; `run` with the same arguments resumes it
   delete    give the TPU back
 
@@ -19,13 +21,14 @@ options (or the environment variable in brackets):
   --name NAME          of the TPU               [TPU_NAME, default mpt-jax]
   --zone ZONE          such as us-west4-a       [TPU_ZONE, required]
   --project PROJECT                             [TPU_PROJECT, default gcloud's own]
-  --type TYPE          accelerator type: which chips and how many, at most 8 [TPU_TYPE, default v5litepod-8]
+  --type TYPE          accelerator type: which chips and how many [TPU_TYPE, default v5litepod-8]
   --version VERSION    runtime version: the TPU VM's image, which must fit the accelerator type
                                                 [TPU_VERSION, default v2-alpha-tpuv5-lite]
   --python PYTHON      the interpreter on the TPU VM that `setup` makes .venv with, Python 3.11 to 3.13; this machine's does
                        not matter               [TPU_PYTHON, default python3]
   --env NAME=VALUE     for `run`, repeatable: the job's environment, such as MPT_JAX_DATA=/home/me/data or
                        MPT_JAX_CORPUS=…, folders on the TPU VM; this terminal's environment is not passed on
+  --worker N           whose log `logs` follows, from 0 [default 0]
   --spot               cheaper, may be taken away
   --dry-run            print the commands and run none
 --NAME=VALUE is the same as --NAME VALUE.
@@ -35,6 +38,10 @@ example:
   ./run_tpu.sh --zone us-west4-a run -- train --gin_file=gin/backbones/t5_1_1_xl.gin --gin_file=gin/methods/prompt_tuning.gin \
     --gin.INITIAL_CHECKPOINT_PATH=gs://my-bucket/xl --gin.MIXTURE_OR_TASK_NAME=mpt_sources --gin.MODEL_DIR=runs/xl
   ./run_tpu.sh --zone us-west4-a copy -- runs/xl gs://my-bucket/runs/xl
+on several workers, all of which see the bucket as the folder `bucket` (docs/hosts.md):
+  export TPU_ZONE=us-west4-a TPU_TYPE=v5litepod-32
+  ./run_tpu.sh create && ./run_tpu.sh setup && ./run_tpu.sh mount -- my-bucket bucket
+  ./run_tpu.sh run -- train … --gin.MODEL_DIR=bucket/runs/xl --gin.DataConfig.cache_dir=bucket/cache
 TEXT
 }
 
@@ -49,12 +56,13 @@ project=${TPU_PROJECT:-}
 type=${TPU_TYPE:-v5litepod-8}
 version=${TPU_VERSION:-v2-alpha-tpuv5-lite}
 python=${TPU_PYTHON:-python3}
+worker=0
 spot=false
 dry_run=false
 action=
 environment=()
 while [ $# -gt 0 ]; do
-  if [[ $1 =~ ^(--(name|zone|project|type|version|python|env))=(.*)$ ]]; then
+  if [[ $1 =~ ^(--(name|zone|project|type|version|python|worker|env))=(.*)$ ]]; then
     set -- "${BASH_REMATCH[1]}" "${BASH_REMATCH[3]}" "${@:2}"
   fi
   case $1 in
@@ -63,7 +71,7 @@ while [ $# -gt 0 ]; do
       environment+=("$2")
       shift 2
       ;;
-    --name | --zone | --project | --type | --version | --python)
+    --name | --zone | --project | --type | --version | --python | --worker)
       [ $# -ge 2 ] || fail "$1 needs a value; see ./run_tpu.sh --help."
       printf -v "${1#--}" '%s' "$2"
       shift 2
@@ -82,10 +90,8 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$action" ] || { usage >&2; exit 2; }
 [ -n "$zone" ] || fail "--zone is not set; give --zone ZONE or TPU_ZONE."
-# A larger slice has several workers, each of which would train alone and write to the same MODEL_DIR.
-[[ $action =~ ^(logs|stop|delete)$ || ! $type =~ -([0-9]+)$ || ${BASH_REMATCH[1]} -le 8 ]] ||
-  fail "--type $type has more than one worker, which mpt_jax cannot use together yet; give a type of at most 8, such as v5litepod-8."
-[[ $action =~ ^(run|copy)$ ]] || [ $# -eq 0 ] || fail "$action takes no arguments; only run and copy do."
+[[ $worker =~ ^[0-9]+$ ]] || fail "--worker is $worker; give a worker's number, from 0."
+[[ $action =~ ^(mount|run|copy)$ ]] || [ $# -eq 0 ] || fail "$action takes no arguments; only mount, run and copy do."
 [ "$action" = run ] || [ ${#environment[@]} -eq 0 ] || fail "--env is for run, not for $action."
 $dry_run || command -v gcloud >/dev/null || fail "gcloud is not installed; see https://cloud.google.com/sdk/docs/install."
 
@@ -161,6 +167,16 @@ run() {
   printf 'started; follow it with: %s\n' "$(quoted "$0" --name "$name" --zone "$zone" logs)" >&2
 }
 
+mount_bucket() {
+  [ $# -eq 2 ] || fail "mount needs BUCKET and FOLDER after --, such as: mount -- my-bucket bucket."
+  local bucket=${1#gs://} folder=$2
+  local absent="error: gcsfuse is not installed on the TPU VM; install it on every worker (https://cloud.google.com/storage/docs/cloud-storage-fuse/install)."
+  # Caches and checkpoints are moved into place as whole folders, which gcsfuse refuses above a limit that is 0 unless it is set.
+  on_workers all "command -v gcsfuse >/dev/null || { echo $(quoted "$absent") >&2; exit 2; }; cd mpt_jax && \
+    mkdir -p $(quoted "$folder") && { mountpoint -q $(quoted "$folder") || \
+    gcsfuse --implicit-dirs --rename-dir-limit=100000 $(quoted "$bucket" "$folder"); }"
+}
+
 copy() {
   [ $# -eq 2 ] || fail "copy needs FROM and TO after --, such as: copy -- runs/xl gs://BUCKET/runs/xl."
   on_workers 0 "cd mpt_jax && $(quoted gcloud storage rsync --recursive "$@")"
@@ -169,9 +185,10 @@ copy() {
 case $action in
   create) create ;;
   setup) setup ;;
+  mount) mount_bucket "$@" ;;
   run) run "$@" ;;
   copy) copy "$@" ;;
-  logs) on_workers 0 'tail -n 200 -F mpt_jax.log' ;;
+  logs) on_workers "$worker" 'tail -n 200 -F mpt_jax.log' ;;
   stop) on_workers all "kill -TERM \"\$(cat mpt_jax.pid)\"" ;;
   delete) call gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force ;;
   *) fail "there is no action $action; see ./run_tpu.sh --help." ;;

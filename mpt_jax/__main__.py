@@ -1,5 +1,6 @@
 """`python -m mpt_jax COMMAND …`; the console script `mpt-jax` is the same."""
 
+import os
 import sys
 
 
@@ -21,6 +22,9 @@ def run() -> None:
             file=sys.stderr,
         )
         code = 2
+    if code > 128:  # interrupted: an orderly end would wait for what other threads are still compiling
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

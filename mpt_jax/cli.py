@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
-from mpt_jax import __version__, usage
+from mpt_jax import __version__, signals, usage
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
@@ -25,29 +26,30 @@ from mpt_jax.quiet import leave_libtpu_alone
 from mpt_jax.resolve import DEFAULT, Setting, is_default
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 COMMAND_VARIABLE = "MPT_JAX_COMMAND"  # set by `make demo`: how to call it, not us, again
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 when interrupted."""
+    """Runs one command. Returns the exit code: 0, 2 for a user's mistake (one line on stderr), 130 or 143 when interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's C++ chatter, before anything imports it
     leave_libtpu_alone()
     _configure_logging()
+    last_words = f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}"
     try:
         arguments = _parse_arguments(argv)
         if arguments.help:
             summaries = {name: command.help for name, command in COMMANDS.items()}
             print(usage.of(arguments.command, summaries))
             return 0
-        COMMANDS[arguments.command].run(arguments)
+        with signals.handled(last_words):
+            COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. To go on from the last checkpoint: {resuming_command(argv)}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupted:
+        print(last_words, file=sys.stderr)
+        return signals.exit_code(getattr(interrupted, "number", signal.SIGINT))
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -148,28 +150,37 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment = parsed.experiment()
     if experiment.train.steps == 0:  # of a study's base, which trains nothing itself, it may be
         raise UserError("TrainConfig.steps (TRAIN_STEPS) is 0, so nothing would be trained; give the number of steps.")
-    # Refuses a folder that holds another run, before its config.gin changes.
-    RunFolder(experiment.train.model_dir).begin(experiment)
-    write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
-    from mpt_jax.train import run_training
+    from mpt_jax import distributed
 
-    result = run_training(experiment)
-    what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
-    print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
+    with distributed.joined(experiment.distributed):
+        if distributed.is_first():
+            # Refuses a folder that holds another run, before its config.gin changes.
+            RunFolder(experiment.train.model_dir).begin(experiment)
+            write_config(parsed.config_gin(Experiment), experiment, experiment.train.model_dir)
+        from mpt_jax.train import run_training
+
+        result = run_training(experiment)
+        if distributed.is_first():
+            what = "the tuned model" if experiment.prompt.method == "none" else "prompts"
+            print(f"Done. Files are in {experiment.train.model_dir}; {what} in {result.path}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     experiment = _configuration(arguments).experiment()
+    from mpt_jax import distributed
     from mpt_jax.evaluate import run_evaluate
 
-    run_evaluate(experiment)
+    with distributed.joined(experiment.distributed):
+        run_evaluate(experiment)
 
 
 def _infer(arguments: argparse.Namespace) -> None:
     experiment = _configuration(arguments).experiment()
+    from mpt_jax import distributed
     from mpt_jax.infer import run_infer
 
-    run_infer(experiment)
+    with distributed.joined(experiment.distributed):
+        run_infer(experiment)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -202,8 +213,10 @@ def _export(arguments: argparse.Namespace) -> None:
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
+    from mpt_jax import distributed
     from mpt_jax.pipeline import check_study, run_pipeline
 
+    distributed.refuse(config.base.distributed, "pipeline")
     check_study(config)  # refuses a folder that holds another study, before its config.gin changes
     write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
     _say_where_the_report_is(run_pipeline(config))
@@ -225,8 +238,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or trained
     experiment = parsed.experiment()
+    from mpt_jax import distributed
     from mpt_jax.bench import run_bench
 
+    distributed.refuse(experiment.distributed, "bench")
     run_bench(experiment)
 
 

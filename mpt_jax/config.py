@@ -245,11 +245,24 @@ class TrainConfig:
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
     tensorboard: bool = True
+    # A step whose loss or gradient is not finite never changes a prompt. Nor does one whose loss is a spike: above `spike_factor`
+    # times the median of the last `spike_window` good steps, of each group for itself. The run then stops, or goes on without it.
+    spike_factor: float = 0.0  # 0 = no loss is a spike
+    spike_window: int = 32  # steps; in the first ones nothing is a spike
+    on_bad_step: str = "stop"  # or "skip"
+    max_skipped_steps: int = 10  # in a row, of one group; one more stops the run
 
     def validate(self) -> None:
         _check(self.log_period > 0, f"TrainConfig.log_period must be positive, not {self.log_period}")
         for name in ("eval_period", "max_eval_examples", "checkpoint_period"):
             _check(getattr(self, name) >= 0, f"TrainConfig.{name} must not be negative, not {getattr(self, name)}")
+        _check(
+            self.spike_factor == 0 or 1 < self.spike_factor < math.inf,
+            f"TrainConfig.spike_factor must be 0 (no loss is a spike) or above 1, not {self.spike_factor}",
+        )
+        _check(self.spike_window > 0, f"TrainConfig.spike_window must be positive, not {self.spike_window}")
+        _choice("TrainConfig.on_bad_step", self.on_bad_step, ("stop", "skip"))
+        _check(self.max_skipped_steps > 0, f"TrainConfig.max_skipped_steps must be positive, not {self.max_skipped_steps}")
         _check(self.steps >= 0, f"TrainConfig.steps (TRAIN_STEPS) must not be negative, not {self.steps}")
         _check(bool(self.model_dir), "TrainConfig.model_dir (MODEL_DIR) is empty; give the folder for this run's files")
 
@@ -333,6 +346,28 @@ class PartitionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """Where the processes of a job find one another (docs/hosts.md), for whom JAX does not find it out by itself.
+
+    What is not given is looked for in the environment variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+    and then in what a TPU pod, SLURM, Open MPI or Kubernetes tells. It belongs to a call, and config.gin does not keep it.
+    """
+
+    coordinator_address: str = ""  # HOST:PORT of process 0
+    num_processes: int = 0  # 0 = found out; 1 = this process is alone, whatever its environment says
+    process_id: int = -1  # from 0; -1 = found out
+    initialization_timeout: int = 300  # seconds for all processes to come together
+    barrier_timeout: int = 3600  # seconds that processes wait for one another later, as for process 0 to build token caches
+    heartbeat_timeout: int = 100  # seconds after which a process that is not heard of is taken for dead
+
+    def validate(self) -> None:
+        for name in ("initialization_timeout", "barrier_timeout", "heartbeat_timeout"):
+            _check(getattr(self, name) > 0, f"DistributedConfig.{name} must be positive, not {getattr(self, name)}")
+        _check(self.num_processes >= 0, f"DistributedConfig.num_processes must not be negative, not {self.num_processes}")
+        _check(self.process_id >= -1, f"DistributedConfig.process_id must be from 0, or -1, not {self.process_id}")
+
+
+@dataclasses.dataclass(frozen=True)
 class InferConfig:
     """Files of the `infer` command: JSONL with `task` and the task's input fields (or `inputs`) in, JSONL out."""
 
@@ -386,6 +421,7 @@ class Experiment:
     optimizer: OptimizerConfig = OptimizerConfig()
     decode: DecodeConfig = DecodeConfig()
     partition: PartitionConfig = PartitionConfig()
+    distributed: DistributedConfig = DistributedConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
     bench: BenchConfig = BenchConfig()
@@ -400,6 +436,7 @@ class Experiment:
             self.optimizer,
             self.decode,
             self.partition,
+            self.distributed,
             self.export,
             self.bench,
         ):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from mpt_jax import setup
+from mpt_jax import distributed, setup
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import DecodeConfig, Experiment
@@ -81,7 +81,7 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     """The `evaluate` command: score what MODEL_DIR holds on each task's `DataConfig.eval_split`.
 
     Prints a line for each prompt, writes `<MODEL_DIR>/evaluation_<split>.json` and returns what is in it: the scores, and all of
-    `DecodeConfig` that they depend on.
+    `DecodeConfig` that they depend on. Of several processes all return it, and the first one prints and writes.
 
     Raises:
         UserError: nothing to evaluate, no such split, a prompt that does not fit the backbone, no labels to rank.
@@ -114,14 +114,22 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     for stream, number, cache, one in zip(streams.configs, numbers, caches, metrics, strict=True):
         examples = len(examined(len(cache), experiment.train.max_eval_examples))
         rows.append({"task": stream.task, "prompt": number, "score": main_score(one), "metrics": one, "examples": examples})
-        print(f"{stream.task}  {'  '.join(f'{name} {value:.2f}' for name, value in one.items())}  ({examples} examples)")
     score = float(np.mean([row["score"] for row in rows]))
-    if len(rows) > 1:
-        print(f"mean  {score:.2f}")
     decode = {name: value for name, value in dataclasses.asdict(experiment.decode).items() if name != "batch_size"}
     result = {"source": trained.source, "split": data.eval_split, "decode": decode, "score": score, "tasks": rows}
-    RunFolder(experiment.train.model_dir).write(f"evaluation_{data.eval_split}.json", result)
+    if distributed.is_first():
+        _tell(result)
+        RunFolder(experiment.train.model_dir).write(f"evaluation_{data.eval_split}.json", result)
     return result
+
+
+def _tell(result: dict[str, Any]) -> None:
+    """A line for each task, and one for the mean."""
+    for row in result["tasks"]:
+        numbers = "  ".join(f"{name} {value:.2f}" for name, value in row["metrics"].items())
+        print(f"{row['task']}  {numbers}  ({row['examples']} examples)")
+    if len(result["tasks"]) > 1:
+        print(f"mean  {result['score']:.2f}")
 
 
 def examined(length: int, max_examples: int) -> np.ndarray:

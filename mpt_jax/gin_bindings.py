@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from gin import config_parser
 
 import mpt_jax
-from mpt_jax.config import Experiment, PipelineConfig, nearest
+from mpt_jax.config import DistributedConfig, Experiment, PipelineConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.gin_text import Macro, Reference, gin_literal
 from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Resolved, Setting
@@ -79,12 +79,17 @@ class Parsed:
         return self.resolve(root).settings
 
     def config_gin(self, root: type | None = None) -> str:
-        """A gin file that alone gives the same configuration: every value, defaults too, with macros kept."""
+        """A gin file that alone gives the same configuration: every value, defaults too, with macros kept.
+
+        But for the processes (`DistributedConfig`): the next call may have others.
+        """
         resolved = self.resolve(root)
         lines = [f"# The resolved configuration of a run of mpt_jax {mpt_jax.__version__}; this file alone repeats it.", ""]
         for name in sorted(resolved.macros):
             lines.append(f"{name} = {gin_literal(self.bindings.macros[name].value)}")
         for instance in resolved.instances:
+            if instance.cls is DistributedConfig:  # of this call's processes: another call has its own
+                continue
             lines += _instance_lines(instance, resolved.settings)
         return "\n".join(lines) + "\n"
 

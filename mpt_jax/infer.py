@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mpt_jax import setup
+from mpt_jax import distributed, setup
 from mpt_jax.config import Experiment
 from mpt_jax.data.cache import LabelSet, mixture_tasks
 from mpt_jax.data.records import read_records, shorten
@@ -32,6 +32,8 @@ LINE = "\0line"  # where a row carries its number, which no field of a file is c
 
 def run_infer(experiment: Experiment) -> Path:
     """The `infer` command: decode `InferConfig.input_file` with what MODEL_DIR holds. Returns the path of the output.
+
+    Of several processes all read the file, and the first one writes.
 
     Raises:
         UserError: a file that is missing or cannot be written; a line that is not a JSON object, or names no task that has a
@@ -58,6 +60,8 @@ def run_infer(experiment: Experiment) -> Path:
         labels=labels,
         mesh=mesh,
     )
+    if not distributed.is_first():  # all have the same predictions
+        return output
     rows = [{name: value for name, value in row.items() if name not in WRITTEN} for row in rows]
     answered = [row | _fields(prediction) for row, prediction in zip(rows, predictions, strict=True)]
     try:

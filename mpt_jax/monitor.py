@@ -1,59 +1,72 @@
-"""What watches a run: running means and NaN (`Meter`), the best so far of each group (`Best`), requests to stop (`Interrupt`)."""
+"""What watches a run: means and bad steps (`Meter`), the best so far of each group (`Best`), requests to stop (`Interrupt`)."""
 
 import math
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 
 from mpt_jax import trees
+from mpt_jax.config import TrainConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import main_score
 from mpt_jax.metrics import INVALID
+from mpt_jax.partitioning import to_host
 from mpt_jax.prompts import bank_axis
+from mpt_jax.signals import NUMBERS, Interrupted
 from mpt_jax.train_state import all_finite
 
+T = TypeVar("T")
 Tree = Any
+PARTS = ("loss", "ce", "kl", "hidden")  # of the loss, in a step's metrics
+LISTED = 16  # examples of a task that a sentence names; metrics.jsonl has all of a step that was skipped
+POLL = 0.1  # seconds between two looks for a signal
 RUN_AHEAD = 8  # steps that may be under way on the devices: more would pile up batches and gain nothing
 
 
-class NotFiniteError(UserError):
-    """A loss or a parameter is not finite. `what` says which and when, without the advice."""
+class BadStepError(UserError):
+    """A loss, a gradient or a parameter is not finite, or a loss is a spike. `what` says which and when, without the advice."""
 
-    def __init__(self, what: str):
+    def __init__(self, what: str, skip: bool):
+        also = ", or leave such steps out with TrainConfig.on_bad_step='skip'" if skip else ""
         super().__init__(
             f"{what} Lower the learning rate (OptimizerConfig.rules) or set OptimizerConfig.clip_norm, and give another "
-            "MODEL_DIR."
+            f"MODEL_DIR{also}."
         )
         self.what = what
 
 
 class Meter:
-    """Sums up the steps' metrics between two lines of the log, and finds the step in which a loss was not finite.
+    """Sums up the steps' metrics between two lines of the log, and finds the steps that are bad (see `guard.py`).
 
     Args:
         step: steps taken so far.
+        config: says what happens at a bad step.
         tasks, groups: of each stream [N].
-        task_ids: step (counted from 0) → the streams in its batch [B], to name the tasks of a bad step.
+        draw: step (counted from 0) → the streams [B] and the rows of their data [B] in its batch, to name those of a bad step.
         last_good: () → the newest checkpoint's step or None.
+        skipped: told of a step that was left out: a line of the log without its kind, and a sentence.
     """
 
     def __init__(
         self,
         step: int,
+        config: TrainConfig,
         tasks: Sequence[str],
         groups: Sequence[int],
-        task_ids: Callable[[int], np.ndarray],
+        draw: Callable[[int], tuple[np.ndarray, np.ndarray]],
         last_good: Callable[[], int | None],
+        skipped: Callable[[dict[str, Any], str], None],
     ):
-        self._step, self._tasks, self._groups = step, tasks, groups
-        self._task_ids, self._last_good = task_ids, last_good
+        self._step, self._config, self._tasks, self._groups = step, config, tasks, groups
+        self._draw, self._last_good, self._tell_skipped = draw, last_good, skipped
         self._pending: list[dict[str, jax.Array]] = []
         self._sums: dict[str, np.ndarray] = {}
+        self._in_a_row = np.zeros(max(groups) + 1, np.int64)  # of each group, bad steps since its last good one
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
         """Take a step's metrics without waiting for it."""
@@ -64,56 +77,101 @@ class Meter:
     def record(self, normalization: str) -> dict[str, Any]:
         """The means since the last record: loss (and its parts) per target token, of all groups and of each; accuracy.
 
+        The loss is None where all steps were skipped; "skipped" counts those that were, where there are any.
+
         Raises:
-            NotFiniteError: as `check`.
+            BadStepError: as `check`.
         """
         self._collect()
         sums, self._sums = self._sums, {}
         tokens, steps = sums["tokens"], np.maximum(sums["present"], 1)
         # Under "sum" a step's loss is a sum over tokens, under "mean" it is a mean already.
         weight = np.maximum(tokens, 1) if normalization == "sum" else steps
-        mean = {name: sums[name] / weight for name in ("loss", "ce", "kl", "hidden")}
+        mean = {name: sums[name] / weight for name in PARTS}
         here = sums["present"] > 0
         distilling = mean["kl"].any() or mean["hidden"].any()
         record: dict[str, Any] = {
-            name: _number(value[here].mean()) for name, value in mean.items() if name == "loss" or (distilling and value.any())
+            name: _number(value[here].mean()) if here.any() else None
+            for name, value in mean.items()
+            if name == "loss" or (distilling and value.any())
         }
         if len(self._groups) and max(self._groups):
             record["losses"] = [_number(value) if there else None for value, there in zip(mean["loss"], here, strict=True)]
+        if skipped := int(sums["bad"].sum()):
+            record["skipped"] = skipped
         return record | {"accuracy": _number(100 * sums["correct"].sum() / max(tokens.sum(), 1))}
 
     def check(self, trainable: Tree) -> None:
-        """NotFiniteError if the loss of a step, or now the trainable, is not finite: it must be neither saved nor evaluated."""
+        """BadStepError if a step was bad and must not be skipped, or the trainable is not finite now: it must not be saved."""
         self._collect()
         if not all_finite(trainable):
-            raise self._broken(self._step, "The parameters are", range(len(self._tasks)))
+            what = f"The parameters are not finite at step {self._step} ({', '.join(dict.fromkeys(self._tasks))})"
+            raise BadStepError(f"{what}; {self._kept()}.", skip=False)
 
-    def sums(self) -> dict[str, list[float]]:
-        """What has been summed up since the last record, for the checkpoint: a resumed run logs what it would have logged."""
+    def tree(self) -> dict[str, Any]:
+        """For the checkpoint, what was summed up since the last record: a resumed run logs what it would have logged."""
         self._collect()
-        return {name: np.atleast_1d(value).tolist() for name, value in self._sums.items()}
+        sums = {name: np.atleast_1d(value).tolist() for name, value in self._sums.items()}
+        return {"sums": sums, "in_a_row": self._in_a_row.tolist()}
 
-    def load(self, sums: dict[str, list[float]]) -> None:
+    def load(self, tree: dict[str, Any]) -> None:
         """From the checkpoint."""
-        self._sums = {name: np.asarray(value) for name, value in sums.items()}
+        self._sums = {name: np.asarray(value) for name, value in tree["sums"].items()}
+        self._in_a_row = np.asarray(tree["in_a_row"])
 
     def _collect(self) -> None:
         pending, self._pending = jax.device_get(self._pending), []
         for metrics in pending:
             self._step += 1
-            bad = ~np.isfinite(metrics["loss"])
-            if bad.any():
-                present = set(self._task_ids(self._step - 1).tolist())
-                raise self._broken(self._step, "The loss is", [n for n, g in enumerate(self._groups) if bad[g] and n in present])
-            metrics = metrics | {"present": (metrics["tokens"] > 0).astype(np.float64)}
-            for name, value in metrics.items():
+            good = (metrics["tokens"] > 0) & ~metrics["bad"]
+            self._in_a_row = np.where(good, 0, self._in_a_row + metrics["bad"])
+            if metrics["bad"].any():
+                self._bad_step(metrics)
+            counted = {name: np.where(metrics["bad"], 0.0, metrics[name]) for name in (*PARTS, "tokens", "correct")}
+            for name, value in (counted | {"present": good, "bad": metrics["bad"]}).items():
                 self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value, np.float64)
 
-    def _broken(self, step: int, what: str, streams: Sequence[int]) -> NotFiniteError:
-        tasks = ", ".join(dict.fromkeys(self._tasks[n] for n in streams))
+    def _bad_step(self, metrics: dict[str, np.ndarray]) -> None:
+        """Stop, or tell that the step was skipped, as the configuration says."""
+        streams, rows = self._draw(self._step - 1)
+        bad = metrics["bad"]
+        blamed = [n for n in np.unique(streams).tolist() if bad[self._groups[n]]]
+        examples: dict[str, list[int]] = {self._tasks[n]: [] for n in blamed}
+        for n in blamed:
+            examples[self._tasks[n]] += rows[streams == n].tolist()
+        what = f"{self._reason(metrics)} at step {self._step} ({', '.join(examples)})"
+        batch = f"whose batch has the examples {listed(examples)}"
+        if self._config.on_bad_step == "stop":
+            raise BadStepError(f"{what}, {batch}; {self._kept()}.", skip=True)
+        most = self._config.max_skipped_steps
+        if self._in_a_row.max() > most:
+            many = f"more than TrainConfig.max_skipped_steps={most} steps in a row were bad"
+            raise BadStepError(f"{what}, {batch}; {many}, and {self._kept()}.", skip=False)
+        losses = [_number(value) for value in metrics["token_loss"]]
+        self._tell_skipped({"step": self._step, "losses": losses, "examples": examples}, f"{what}, {batch}; it was skipped")
+
+    def _reason(self, metrics: dict[str, np.ndarray]) -> str:
+        """What is wrong with the first bad group."""
+        group = int(np.argmax(metrics["bad"]))
+        loss, median = float(metrics["token_loss"][group]), float(metrics["median"][group])
+        if not math.isfinite(loss):
+            return "The loss is not finite"
+        if self._config.spike_factor and loss > self._config.spike_factor * median:
+            return f"The loss is {loss:.4g}, above {self._config.spike_factor:g} times its running median of {median:.4g},"
+        return "The gradient is not finite"
+
+    def _kept(self) -> str:
         good = self._last_good()
-        kept = f"the last good checkpoint, of step {good}, is kept" if good is not None else "no checkpoint had been written yet"
-        return NotFiniteError(f"{what} not finite at step {step} ({tasks}); {kept}.")
+        return f"the last good checkpoint, of step {good}, is kept" if good is not None else "no checkpoint had been written yet"
+
+
+def listed(examples: Mapping[str, Sequence[int]]) -> str:
+    """'3, 17 of a; 5 of b', and of many the first ones and how many more there are."""
+    parts = []
+    for task, rows in examples.items():
+        more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+        parts.append(f"{', '.join(map(str, rows[:LISTED]))}{more} of {task}")
+    return "; ".join(parts)
 
 
 class Best:
@@ -127,7 +185,7 @@ class Best:
     def __init__(self, trainable: Tree, groups: Sequence[int]):
         total = max(groups) + 1
         self._groups = np.asarray(groups)
-        self.trainable = _copy(trainable)
+        self.trainable = to_host(trainable)
         self.score = np.full(total, -np.inf)
         self.step = np.zeros(total, np.int64)
 
@@ -138,7 +196,7 @@ class Best:
     def load(self, tree: Tree | None) -> None:
         """From the checkpoint."""
         if tree is not None:
-            self.trainable, self.score, self.step = _copy(tree["trainable"]), np.array(tree["score"]), np.array(tree["step"])
+            self.trainable, self.score, self.step = to_host(tree["trainable"]), np.array(tree["score"]), np.array(tree["step"])
 
     def update(self, step: int, metrics: Sequence[dict[str, float]], tasks: Sequence[str], trainable: Tree) -> dict[str, Any]:
         """Keep the groups that are better than ever. Returns the record of this validation.
@@ -151,7 +209,7 @@ class Best:
         better = scores > self.score
         if better.any():
             self.score, self.step = np.where(better, scores, self.score), np.where(better, step, self.step)
-            now = _copy(trainable)
+            now = to_host(trainable)
             if "backbone" in now:
                 self.trainable = now
             else:
@@ -173,31 +231,74 @@ class Best:
 
 
 class Interrupt:
-    """The first SIGINT or SIGTERM within it only sets `requested`, for the loop to stop at its next step; a second interrupts."""
+    """Within it the first SIGINT or SIGTERM waits until it is asked for, at the latest when this is left; a second interrupts.
+
+    It replaces what handles the two signals outside, including handlers that a device's own library has installed meanwhile.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
+        self._received = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in NUMBERS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if kind is None:
+            self._raise_received()
+
+    def requested(self) -> bool:
+        """Whether this process was told to stop."""
+        return self._received != 0
+
+    def stop(self) -> NoReturn:
+        """Raises `Interrupted`, in this process or because another one was told to stop."""
+        raise Interrupted(self._received or signal.SIGTERM)
+
+    def abandonable(self, work: Callable[[], T]) -> T:
+        """What `work` returns, done in another thread, where it is left behind if a stop is requested before it is done.
+
+        For what takes long and changes nothing that is kept: a compiler does not listen to signals. Of several processes none may
+        leave such work alone, as the others would wait for it.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        if jax.process_count() > 1:
+            return work()
+        done: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                done.append(work())
+            except BaseException as error:  # handed to the caller, who raises it
+                failed.append(error)
+
+        self._raise_received()
+        thread = threading.Thread(target=run, name="mpt_jax-abandonable", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL)
+            if thread.is_alive():
+                self._raise_received()
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    def _raise_received(self) -> None:
+        if self._received:
+            raise Interrupted(self._received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-def _copy(tree: Tree) -> Tree:
-    """As NumPy arrays of their own: a view of a donated array would change under our feet."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+        if self._received:
+            raise KeyboardInterrupt  # anywhere, so that nothing may be saved
+        self._received = number
 
 
 def _number(value: float) -> float | None:

@@ -132,7 +132,7 @@ def make_optimizer(
         moving = {  # which entries take the step, and the factor on their learning rate
             "stream": (present, by_group[group_of]),
             "group": (group_present, by_group),
-            "backbone": (jnp.asarray(True), schedule(cfg, state["step"], total_steps)),
+            "backbone": (present.any(), schedule(cfg, state["step"], total_steps)),
         }
         for path, grad in flat_grads.items():
             moves, factor = moving[_owner(path)]
@@ -141,7 +141,7 @@ def make_optimizer(
             flat_params[path], flat_states[path] = step(grad, flat_states[path], flat_params[path], moves, factor * rates[path])
         new_state = {
             "clock": state["clock"] + group_present.astype(jnp.int32),
-            "step": state["step"] + 1,
+            "step": state["step"] + present.any().astype(jnp.int32),
             "leaves": trees.unflatten(flat_states),
         }
         return trees.unflatten(flat_params), new_state

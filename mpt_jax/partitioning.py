@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mpt_jax.config import PartitionConfig
@@ -39,12 +40,13 @@ def make_mesh(config: PartitionConfig | None = None, devices: list[Any] | None =
         UserError: the number of devices is not a multiple of `num_partitions` times `fsdp`.
     """
     config = config or PartitionConfig()
-    devices = devices or jax.devices()
+    # Those of a process together, so that it holds one run of the batch's rows and "model" spans no more processes than it must.
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % (config.num_partitions * config.fsdp):
         fsdp = f" times PartitionConfig.fsdp {config.fsdp}" if config.fsdp > 1 else ""
         raise UserError(
             f"PartitionConfig.num_partitions is {config.num_partitions}{fsdp}, which does not divide the {len(devices)} devices "
-            "of this machine; choose a divisor."
+            f"of {'this machine' if jax.process_count() == 1 else 'all processes'}; choose a divisor."
         )
     return Mesh(np.asarray(devices).reshape(-1, config.fsdp, config.num_partitions), ("data", "fsdp", "model"))
 
@@ -90,10 +92,52 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def batch_shard(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): the batch has `count` equal runs of rows, and this process's devices hold run `index`.
+
+    Where an example is computed by devices of several processes, these hold the same run.
+
+    Raises:
+        UserError: a process's devices hold rows that are no such run.
+    """
+    ways = batch_ways(mesh)
+    held: dict[int, set[int]] = {}
+    places: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((ways,))
+    for device, (rows,) in places.items():
+        held.setdefault(device.process_index, set()).add(rows.indices(ways)[0])
+    size = len(held[jax.process_index()])
+    runs = {frozenset(range(start, start + size)) for start in range(0, ways, size)}
+    if any(frozenset(parts) not in runs for parts in held.values()):
+        sizes = {sum(device.process_index == process for device in mesh.devices.flat) for process in held}
+        each = " and ".join(map(str, sorted(sizes)))
+        raise UserError(
+            f"PartitionConfig.num_partitions is {mesh.shape['model']}, with which processes of {each} devices cannot "
+            "hold equal parts of a batch; choose a divisor of a process's devices, or a multiple."
+        )
+    return min(held[jax.process_index()]) // size, ways // size
+
+
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a batch on the devices that share it."""
+    """Put a batch on the devices that share it. Of several processes each gives the rows of its `batch_shard`."""
     sharding = batch_sharding(mesh)
-    return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+    if sharding.is_fully_addressable:
+        return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+    _, count = batch_shard(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value, (len(value) * count, *value.shape[1:]))
+        for name, value in batch.items()
+    }
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays as NumPy arrays of their own. Those of which a process has only a part are gathered: all must ask."""
+
+    def read(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.array(leaf, copy=True)
+
+    return jax.tree.map(read, tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, key: str = "DataConfig.batch_size (BATCH_SIZE)") -> None:

@@ -37,7 +37,7 @@ from mpt_jax.evaluate import evaluate, examined, main_score
 from mpt_jax.files import write_text
 from mpt_jax.gin_text import config_text
 from mpt_jax.models.t5 import count_parameters
-from mpt_jax.monitor import NotFiniteError
+from mpt_jax.monitor import BadStepError
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import load_prompts, save_prompts
 from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
@@ -150,7 +150,7 @@ def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
     starts: list[dict[str, Any]] = spot_starts(lab, stage) if stage.method == "spot" else [{} for _ in stage.runs]
     try:
         trained = run_training(stage.experiment, lab.backbone, label=clock.label)
-    except NotFiniteError as error:
+    except BadStepError as error:
         raise _diverged(lab, stage, error) from None
     text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(stage.experiment)}"
     write_text(stage.folder / "config.gin", text)
@@ -161,7 +161,7 @@ def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
     return [make_record(lab, stage, n, metrics, seconds, start) for n, (metrics, start) in enumerate(both)]
 
 
-def _diverged(lab: Lab, stage: Stage, error: NotFiniteError) -> UserError:
+def _diverged(lab: Lab, stage: Stage, error: BadStepError) -> UserError:
     """A stage that is trained anew must not differ from its like whose results are kept."""
     folder = Path(lab.cfg.base.train.model_dir).expanduser()
     alike = [name for name, r in read_recorded(folder).items() if (r["stage"], r["method"]) == (stage.kind, stage.method)]

@@ -16,7 +16,7 @@ from mpt_jax.config import DecodeConfig
 from mpt_jax.data.cache import LabelSet
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.models.t5 import T5
-from mpt_jax.partitioning import batch_ways, make_mesh, place_batch
+from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, place_batch, replicated
 from mpt_jax.prompted_t5 import inject
 
 Tree = Any
@@ -228,7 +228,8 @@ def _in_batches(
 ) -> Any:
     """What `run` makes of batches with the `encoder_tokens` of the n inputs and their entries of the `columns`.
 
-    A batch holds inputs of like length. All have one size, a multiple of the devices that share it, and few lengths.
+    A batch holds inputs of like length. All have one size, a multiple of the devices that share it, and few lengths. Of several
+    processes, which are given the same inputs, each places its part of a batch, and all get the whole result.
 
     Returns:
         The tree that `run` returns of arrays [B, ...], as NumPy arrays [n, ...] in the order of the inputs, n > 0.
@@ -236,22 +237,36 @@ def _in_batches(
     mesh = mesh or make_mesh()
     ways = batch_ways(mesh)
     size = -(-batch_size // ways) * ways
+    index, count = batch_shard(mesh)
+    share = size // count
     arrays = {name: np.asarray(column, np.int32) for name, column in columns.items()}
     order = np.argsort([len(tokens) for tokens in inputs], kind="stable")
     results: list[Any] = []
     for begin in range(0, len(order), size):
         rows = order[begin : begin + size]
         # Fill up with copies of the last example: an empty row might never end, and would keep the others waiting.
-        filled = np.concatenate([rows, np.full(size - len(rows), rows[-1])])
-        tokens = np.zeros((size, _bucket(max(len(inputs[row]) for row in rows), longest)), np.int32)
+        filled = np.concatenate([rows, np.full(size - len(rows), rows[-1])])[index * share : (index + 1) * share]
+        tokens = np.zeros((share, _bucket(max(len(inputs[row]) for row in rows), longest)), np.int32)
         for place, row in enumerate(filled):
             tokens[place, : len(inputs[row])] = inputs[row]
         batch = {"encoder_tokens": tokens} | {name: array[filled] for name, array in arrays.items()}
-        results.append(run(place_batch(batch, mesh)))
+        results.append(_on_every_device(run(place_batch(batch, mesh)), mesh))
         if len(results) > 1:  # read a batch back while the next one is decoded
             results[-2] = jax.device_get(results[-2])
     back = np.argsort(order)  # the filling rows at the end fall away
     return jax.tree.map(lambda *parts: np.concatenate(parts)[back], *jax.device_get(results))
+
+
+def _on_every_device(tree: Any, mesh: Mesh) -> Any:
+    """The tree, in a place where this process can read all of it."""
+    if all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return tree
+    return _gather(mesh)(tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def _bucket(length: int, longest: int) -> int:

@@ -2,10 +2,13 @@
 
 A line of `metrics.jsonl` is {"kind": "train", "step", "loss", "accuracy", "losses" [G], "examples_per_second", "seconds"}, where
 loss is nats per target token since the line before, or {"kind": "validation", "step", "score", "scores" [G], "tasks" [N],
-"metrics" [N]}, for classifications with "invalid", the mean percentage of answers that are no labels.
+"metrics" [N]}, for classifications with "invalid", the mean percentage of answers that are no labels, or {"kind": "skipped",
+"step", "losses" [G], "examples" {task: rows}} of a bad step that was left out; "skipped" in the next line of the kind "train"
+counts these, of each group for itself.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
+
+from mpt_jax.files import write_text
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -39,8 +44,10 @@ class Progress:
         folder: the run's folder.
         steps: the run's length; `start`: the step it begins or resumes at.
         batch_size: examples per step.
+        validated: False where the validation after `start` is still to come, though an earlier call may have written its line.
         label: put before every line on the terminal.
         out: where the bar or the lines go.
+        writes: whether this process tells anything; if not, it only keeps the history.
     """
 
     def __init__(
@@ -51,26 +58,26 @@ class Progress:
         start: int,
         batch_size: int,
         tensorboard: bool,
+        validated: bool = True,
         label: str = "",
         out: TextIO | None = None,
+        writes: bool = True,
     ):
         self._steps, self._batch_size = steps, batch_size
         self._label = f"{label}  " if label else ""
-        self._out = out or sys.stderr
-        self._path = Path(folder) / "metrics.jsonl"
-        self.history = read_history(folder, until_step=start)
-        self._path.write_text("".join(json.dumps(record) + "\n" for record in self.history))
-        self._file = self._path.open("a")
+        path = Path(folder) / "metrics.jsonl"
+        history = read_history(folder, until_step=start)
+        self.history = [line for line in history if validated or (line["kind"], line["step"]) != ("validation", start)]
+        if writes:
+            write_text(path, "".join(json.dumps(record) + "\n" for record in self.history))  # whole: others may be reading it
+        self._file = (path if writes else Path(os.devnull)).open("a")
+        self._out = out or (sys.stderr if writes else self._file)
         self._bar = (
             tqdm(total=steps, initial=start, desc=label or None, unit="step", file=self._out, leave=False, dynamic_ncols=True)
             if self._out.isatty()
             else None
         )
-        self._writer: Any = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # takes a second where torch is installed
-
-            self._writer = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
+        self._tensorboard = _TensorBoard(Path(folder) / "tensorboard", start) if tensorboard and writes else None
         self._began = self._last_time = time.perf_counter()
         self._last_step = self._first_step = start
 
@@ -94,16 +101,16 @@ class Progress:
                 "seconds": round(now - self._began, 2),
             }
         )
-        self._scalars(
-            step, {"train/loss": record["loss"], "train/accuracy": record["accuracy"], "train/examples_per_second": rate}
-        )
+        scalars = {"train/loss": record["loss"], "train/accuracy": record["accuracy"], "train/examples_per_second": rate}
+        self._scalars(step, scalars)
+        loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"  # where every step was skipped
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
-            self._bar.set_postfix_str(f"loss {record['loss']:.4f}, {rate:.0f} examples/s")
+            self._bar.set_postfix_str(f"loss {loss}, {rate:.0f} examples/s")
             return
         done = step - self._first_step
         left = (self._steps - step) * (now - self._began) / done if done else 0.0
-        self.say(f"step {step}/{self._steps}  loss {record['loss']:.4f}  {rate:.0f} examples/s  ETA {_clock(left)}")
+        self.say(f"step {step}/{self._steps}  loss {loss}  {rate:.0f} examples/s  ETA {_clock(left)}")
 
     def validation(self, step: int, record: Record) -> None:
         """Tell the scores of the validation after `step`; its time is not counted against the examples per second."""
@@ -114,6 +121,11 @@ class Progress:
         self._scalars(step, scalars)
         invalid = f"  ({record['invalid']:.1f}% of the answers are no labels)" if record.get("invalid") else ""
         self.say(f"step {step}/{self._steps}  validation score {record['score']:.2f}{invalid}")
+
+    def skipped(self, record: Record, text: str) -> None:
+        """Tell of a bad step that was left out."""
+        self._write({"kind": "skipped", **record})
+        self.say(f"warning: {text}")
 
     def resume_clock(self) -> None:
         """Leave out of the examples per second what happened since the last line (validation, saving)."""
@@ -129,8 +141,8 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         self._file.close()
 
     def _write(self, record: Record) -> None:
@@ -138,10 +150,37 @@ class Progress:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
-    def _scalars(self, step: int, scalars: dict[str, float]) -> None:
-        if self._writer is not None:
-            for name, value in scalars.items():
-                self._writer.add_scalar(name, value, step)
+    def _scalars(self, step: int, scalars: dict[str, float | None]) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.write(step, {name: value for name, value in scalars.items() if value is not None})
+
+
+class _TensorBoard:
+    """An event file. Not tensorboardX's SummaryWriter, whose thread dies on a full disk, after which it blocks whoever writes.
+
+    Args:
+        folder: made if need be; each call of a run has its own file in it.
+        start: events of later steps in older files are hidden.
+    """
+
+    def __init__(self, folder: Path, start: int):
+        from tensorboardX.event_file_writer import EventsWriter  # takes a second where torch is installed
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._event, self._events = Event, EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._events.write_event(Event(step=start, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """The values of a step. Raises OSError."""
+        from tensorboardX.summary import scalar
+
+        for name, value in scalars.items():
+            self._events.write_event(self._event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
 
 
 def counted(

@@ -18,10 +18,11 @@ from mpt_jax.config import Experiment, PromptConfig, StreamConfig, nearest
 from mpt_jax.data import fingerprint, sampling
 from mpt_jax.data.cache import LabelSet, TokenCache, open_task, require_splits
 from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabulary
+from mpt_jax.distributed import first_goes_first, least
 from mpt_jax.errors import UserError
 from mpt_jax.memory import choose_partitions
 from mpt_jax.models.t5 import logical_axes
-from mpt_jax.partitioning import batch_ways, make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
@@ -55,7 +56,8 @@ def find_streams(experiment: Experiment) -> Streams:
     Raises:
         UserError: unknown task or mixture; groups that are not numbered 0, 1, …
     """
-    configs, rates = zip(*sampling.stream_configs(experiment.data), strict=True)
+    with first_goes_first("finding the tasks"):
+        configs, rates = zip(*sampling.stream_configs(experiment.data), strict=True)
     if experiment.prompt.per_task and not experiment.data.streams:
         configs = tuple(dataclasses.replace(stream, group=n) for n, stream in enumerate(configs))
     if experiment.prompt.method == "none":  # one model
@@ -76,22 +78,27 @@ def open_vocabulary(experiment: Experiment, backbone: Backbone) -> Vocabulary:
 def check_splits(experiment: Experiment, tasks: Sequence[str], vocabulary: Vocabulary, *more: str) -> None:
     """That the tasks have every split that training and validation, and `more`, need. UserError for one that is missing."""
     splits = [experiment.data.train_split, *([experiment.data.eval_split] if experiment.train.eval_period else []), *more]
-    require_splits(experiment.data, tasks, splits, vocabulary)
+    with first_goes_first("looking for splits"):
+        require_splits(experiment.data, tasks, splits, vocabulary)
 
 
 def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary, mesh: Mesh) -> sampling.Loader:
-    """The training batches: a pure function of (seed, step), with rows that the mesh can share."""
+    """The training batches: a pure function of (seed, step), with rows that the mesh can share; of them, this process's."""
     caches = open_caches(experiment, streams.tasks, experiment.data.train_split, vocabulary)
     parts = [
         sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
         for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
     ]
-    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, batch_ways(mesh))
+    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, batch_ways(mesh), batch_shard(mesh))
 
 
 def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:
-    """One cache for each task; a task that occurs again shares it."""
-    opened = {task: open_task(experiment.data, task, split, vocabulary) for task in dict.fromkeys(tasks)}
+    """One cache for each task; a task that occurs again shares it.
+
+    Process 0 builds what is missing. The others find it in the folder that they share, or build their own.
+    """
+    with first_goes_first(f"building token caches of {split}"):
+        opened = {task: open_task(experiment.data, task, split, vocabulary) for task in dict.fromkeys(tasks)}
     return [opened[task] for task in tasks]
 
 
@@ -316,7 +323,7 @@ def mesh_of(experiment: Experiment) -> Mesh:
     """
     partition = experiment.partition
     if partition.num_partitions == 0:
-        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)  # a CPU tells none
+        memory = least((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf))  # a CPU tells none
         chosen = choose_partitions(experiment, find_streams(experiment).groups, jax.devices(), memory)
         partition = dataclasses.replace(partition, num_partitions=chosen)
     return make_mesh(partition)

@@ -11,6 +11,7 @@ validates and saves, in this order and each only if the loss is finite. Its fold
     finished.json           written last
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mpt_jax import setup
+from mpt_jax import distributed, setup
 from mpt_jax.checkpoint.backbone import Backbone
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.checkpoint.import_hf import import_hf
@@ -32,11 +33,12 @@ from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate
 from mpt_jax.monitor import Best, Interrupt, Meter
 from mpt_jax.optim import schedule
-from mpt_jax.partitioning import check_batch_size, place_batch
+from mpt_jax.partitioning import check_batch_size, place_batch, to_host
 from mpt_jax.progress import Progress, Record, read_history
 from mpt_jax.prompts import build_prompt
 from mpt_jax.prompts.files import FILE_NAME, load_prompts, save_prompts
 from mpt_jax.shapes import PACKED_SHAPES
+from mpt_jax.signals import Interrupted
 from mpt_jax.train_state import create_state, make_train_step
 
 Tree = Any
@@ -68,21 +70,25 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         backbone: one that is loaded already, else `experiment.backbone` is loaded.
         label: put before every line of progress.
     Raises:
-        UserError: whatever is wrong with the configuration, the data or the files; a loss that is not finite.
-        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
+        UserError: whatever is wrong with the configuration, the data or the files; a bad step (see `monitor.Meter`).
+        Interrupted: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
     """
     experiment.validate()
     folder = RunFolder(experiment.train.model_dir)
-    folder.begin(experiment)
+    with distributed.first_goes_first("opening MODEL_DIR"):
+        if distributed.is_first():
+            folder.begin(experiment)
+    distributed.check_shared(folder.path, "MODEL_DIR")
     if (result := _finished(experiment, folder, backbone)) is not None:
         return result
     run = _Run(experiment, folder, backbone, label)
     try:
         with Interrupt() as interrupt:
             run.take_steps(interrupt)
+            # Without checkpoints, what was trained would be lost. With them, writing a large model can be left and done again.
+            return run.finish() if run.store is None else interrupt.abandonable(run.finish)
     finally:
         run.close()
-    return run.finish()
 
 
 class _Run:
@@ -106,8 +112,11 @@ class _Run:
         self.frozen = setup.frozen_tree(experiment, self.streams, self.backbone, self.mesh)
         start = setup.initial_trainable(experiment, self.streams, self.backbone, self.vocabulary)
         recipe = (experiment.optimizer, self.config.steps, groups)
-        self.state = create_state(start, model, *recipe, self.config.seed, self.mesh)
-        self.train_step = make_train_step(model, self.prompt_module, experiment.loss, *recipe, self.mesh)
+        self.state = create_state(start, model, *recipe, self.config.seed, self.mesh, self.config.spike_window)
+        self.train_step = make_train_step(
+            model, self.prompt_module, experiment.loss, *recipe, self.mesh, self.config.spike_factor
+        )
+        self.compiled: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches
         self.best = Best(self.state.trainable, groups) if self.config.eval_period else None
         self.store: Store | None = None
         if self.config.checkpoint_period:
@@ -121,19 +130,25 @@ class _Run:
         self.earlier_seconds: float = meta.get("seconds", 0.0)
         self.meter = Meter(
             self.first,
+            self.config,
             self.streams.tasks,
             groups,
-            task_ids=lambda step: self.loader.draw(step)[0],
+            draw=self.loader.draw,
             last_good=lambda: self.store.latest() if self.store is not None else None,
+            skipped=lambda record, text: self.progress.skipped(record, text),
         )
-        self.meter.load(meta.get("sums", {}))
+        if "meter" in meta:
+            self.meter.load(meta["meter"])
+        self.validated = meta.get("validated", True) or not self.config.eval_period  # the state as it is now, if that is due
         self.progress = Progress(
             folder.path,
             steps=self.config.steps,
             start=self.first,
             batch_size=experiment.data.batch_size,
             tensorboard=self.config.tensorboard,
+            validated=self.validated,
             label=label,
+            writes=distributed.is_first(),
         )
         for warning in _warnings(experiment, self.loader):
             self.progress.say(warning)
@@ -141,29 +156,41 @@ class _Run:
             self.progress.say(f"resuming at step {self.first}" + self._stretched(meta.get("steps", self.config.steps)))
 
     def take_steps(self, interrupt: Interrupt) -> None:
-        """To the run's end. KeyboardInterrupt, with the step saved, once an interrupt was requested."""
+        """To the run's end. Interrupted, with the last step saved, once a stop was requested."""
+        try:
+            self._take_steps(interrupt)
+        except Interrupted:
+            step = int(self.state.step)
+            if step > self.first:
+                self._save(step)
+            self.progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
+            raise
+
+    def _take_steps(self, interrupt: Interrupt) -> None:
         config, progress = self.config, self.progress
+        if not self.validated:
+            self._validate(self.first, interrupt)
         for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
             placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
+            self._compile(placed, interrupt)
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
                 self.state, metrics = self.train_step(self.state, self.frozen, placed)
             self.meter.add(metrics)
             last = step == config.steps
-            if step == self.first + 1:  # compiled
+            if step == self.first + 1:
                 jax.block_until_ready(metrics)
                 progress.started(step)
             if last or step % config.log_period == 0:
                 progress.train(step, self.meter.record(self.experiment.loss.normalization))
             if config.eval_period and (last or step % config.eval_period == 0):
-                self._validate(step)
+                self.validated = False
+                self._validate(step, interrupt)
                 progress.resume_clock()
             if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
                 self._save(step)
                 progress.resume_clock()
-            if interrupt.requested and not last:
-                self._save(step)
-                progress.say(f"stopped at step {step}" + ("; the same command continues from here" if self.store else ""))
-                raise KeyboardInterrupt
+            if not last and self._must_stop(interrupt, step):
+                interrupt.stop()
         self.meter.check(self.state.trainable)
 
     def close(self) -> None:
@@ -178,10 +205,21 @@ class _Run:
             scores = np.where(np.isfinite(self.best.score), self.best.score, math.nan)
             params = None if np.isnan(scores).any() else self.best.trainable
         if params is None:
-            params = jax.device_get(self.state.trainable)
-        path = _write_result(self.experiment, self.folder, self.backbone, self.streams, params, scores)
-        self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
+            params = to_host(self.state.trainable)
+        with distributed.first_goes_first("writing the result"):
+            path = _write_result(self.experiment, self.folder, self.backbone, self.streams, params, scores)
+            if distributed.is_first():
+                self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
         return TrainResult(params, path, self.progress.history, scores, self.earlier_seconds)
+
+    def _must_stop(self, interrupt: Interrupt, step: int) -> bool:
+        """Whether to stop after this step, because that was requested, in any of the processes.
+
+        These may be told at different steps, but all save the same one. They ask one another only when they log and wait anyhow.
+        """
+        if not distributed.several():
+            return interrupt.requested()
+        return step % self.config.log_period == 0 and distributed.any_process(interrupt.requested())
 
     def _restore(self) -> dict[str, Any]:
         """Go to the newest checkpoint. Returns its meta, {} where there is none."""
@@ -206,9 +244,18 @@ class _Run:
             f"{will_be:.0%} of its peak here"
         )
 
-    def _validate(self, step: int) -> None:
+    def _compile(self, batch: dict[str, jax.Array], interrupt: Interrupt) -> None:
+        """The step's program for batches of these shapes, where it is the first; the call of the step then finds it."""
+        shapes = tuple(array.shape for array in batch.values())
+        if shapes not in self.compiled:
+            interrupt.abandonable(lambda: self.train_step.lower(self.state, self.frozen, batch).compile())
+            self.compiled.add(shapes)
+
+    def _validate(self, step: int, interrupt: Interrupt) -> None:
+        """Interrupted at once if a stop is requested; the validation is then done when the run resumes."""
         self.meter.check(self.state.trainable)
-        metrics = evaluate(
+        scoring = functools.partial(
+            evaluate,
             self.backbone,
             self.prompt_module,
             self.state.trainable,
@@ -220,8 +267,10 @@ class _Run:
             mesh=self.mesh,
             labels=self.labels,
         )
+        metrics = interrupt.abandonable(scoring)
         assert self.best is not None  # eval_period > 0
         self.progress.validation(step, self.best.update(step, metrics, self.streams.tasks, self.state.trainable))
+        self.validated = True
 
     def _save(self, step: int) -> None:
         if self.store is None:
@@ -229,7 +278,8 @@ class _Run:
         self.meter.check(self.state.trainable)
         meta = {
             "loader": {"step": step, "seed": self.experiment.data.seed},
-            "sums": self.meter.sums(),
+            "meter": self.meter.tree(),
+            "validated": self.validated,
             "steps": self.config.steps,
             "seconds": round(self._seconds(), 2),
         }
@@ -258,7 +308,9 @@ def _warnings(experiment: Experiment, loader: Loader) -> Iterator[str]:
 def _write_result(
     experiment: Experiment, folder: RunFolder, backbone: Backbone, streams: setup.Streams, params: Tree, scores: np.ndarray
 ) -> Path:
-    """The prompt file or the tuned model's folder."""
+    """The prompt file or the tuned model's folder, which process 0 writes."""
+    if not distributed.is_first():
+        return folder.path / ("model" if experiment.prompt.method == "none" else FILE_NAME)
     if experiment.prompt.method == "none":
         return setup.export_model(folder.path, backbone, params["backbone"])
     meta = {

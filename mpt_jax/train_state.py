@@ -6,7 +6,6 @@ the whole model has the same step; there, `trainable` is `{"backbone": parameter
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -16,10 +15,12 @@ from jax.sharding import Mesh
 
 from mpt_jax.config import LossConfig, OptimizerConfig
 from mpt_jax.distill import make_loss
+from mpt_jax.guard import finite_gradients, judge
 from mpt_jax.losses import of_positions, present_streams
 from mpt_jax.models.t5 import T5, logical_axes
 from mpt_jax.optim import make_optimizer
 from mpt_jax.partitioning import replicated, tree_sharding
+from mpt_jax.prompts.base import number_of_groups
 
 Tree = Any
 
@@ -32,15 +33,17 @@ class TrainState(flax.struct.PyTreeNode):
         trainable: a prompt module's parameters, or `{"backbone": parameters}`.
         opt_state: the optimiser's, of the same bank.
         key: uint32 key data; the step's own key is `fold_in(key, step)`, so that nothing needs to be drawn in order.
+        recent: [W,G] float32, losses of each group's last steps, by which `guard.judge` finds a spike; NaN where there is none.
     """
 
     step: jax.Array
     trainable: Tree
     opt_state: Tree
     key: jax.Array
+    recent: jax.Array
 
 
-TrainStep = Callable[[TrainState, Tree, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+TrainStep = jax.stages.Wrapped  # (TrainState, Tree, dict[str, jax.Array]) -> (TrainState, dict[str, jax.Array]), compiled
 
 
 def make_train_step(
@@ -51,21 +54,25 @@ def make_train_step(
     total_steps: int,
     groups: tuple[int, ...],
     mesh: Mesh,
+    spike_factor: float = 0.0,
 ) -> TrainStep:
     """The compiled `step(state, frozen, batch) -> (state, metrics)`; `state` is donated, `frozen` is only read.
+
+    A group that `guard.judge` finds bad is left as it is, as if it were absent from the batch.
 
     Args:
         prompt_module: of `prompts.build_prompt`, or None when the backbone is trained.
         groups: group of each stream.
+        spike_factor: see `guard.judge`.
     Returns:
         One function for all runs whose arguments here are equal, so that a second run with equal shapes compiles nothing.
-        Its metrics are the loss function's `aux`: arrays [G] from before the update.
+        Its metrics are the loss function's `aux` and `judge`'s: arrays [G] from before the update.
     """
     # A run's path to its teachers and, with a constant rate, its length do not shape the program.
     loss_config = dataclasses.replace(loss_config, teachers="teachers" if loss_config.teachers else "")
     if optimizer_config.schedule == "constant":
         total_steps = 0
-    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh)
+    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh, spike_factor)
 
 
 @functools.lru_cache(maxsize=64)
@@ -77,6 +84,7 @@ def _make_train_step(
     total_steps: int,
     groups: tuple[int, ...],
     mesh: Mesh,
+    spike_factor: float,
 ) -> TrainStep:
     loss_fn = make_loss(model, prompt_module, loss_config, groups)
 
@@ -86,10 +94,16 @@ def _make_train_step(
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
         task_ids = of_positions(batch["task_ids"], batch.get("decoder_segments"))
         present = present_streams(task_ids, batch["loss_weights"], len(groups))
-        trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, present)
-        new = TrainState(state.step + 1, trainable, opt_state, state.key)
+        finite = finite_gradients(grads, groups, number_of_groups(groups))
+        recent, verdict = judge(metrics, finite, state.recent, loss_config.normalization, spike_factor)
+        moving = present & ~verdict["bad"][jnp.asarray(groups)]
+        trainable, opt_state = optimizer.update(grads, state.opt_state, state.trainable, moving)
+        new = TrainState(state.step + 1, trainable, opt_state, state.key, recent)
         # Leave the state where it came from, or the second step would be compiled anew for its new place.
-        return jax.lax.with_sharding_constraint(new, state_sharding(new, model, mesh)), metrics
+        # The metrics lie whole on every device, for every process to read them.
+        metrics = metrics | verdict
+        places = state_sharding(new, model, mesh), jax.tree.map(lambda _: replicated(mesh), metrics)
+        return jax.lax.with_sharding_constraint((new, metrics), places)
 
     return jax.jit(step, donate_argnums=0)
 
@@ -102,11 +116,19 @@ def create_state(
     groups: tuple[int, ...],
     seed: int,
     mesh: Mesh,
+    spike_window: int = 0,
 ) -> TrainState:
-    """The state of step 0, on its devices. `trainable` is copied: a donated state must not take the backbone with it."""
+    """The state of step 0, on its devices. `trainable` is copied: a donated state must not take the backbone with it.
+
+    `spike_window` is W, of how many steps the losses are remembered.
+    """
     trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), trainable)
-    state = _initial_state(trainable, optimizer_config, total_steps, groups, seed)
-    return jax.device_put(state, state_sharding(state, model, mesh), may_alias=False)
+    state = _initial_state(trainable, optimizer_config, total_steps, groups, seed, spike_window)
+    places = state_sharding(state, model, mesh)
+    # Made in its place: of several processes, `device_put` compares what each one gives, and NaN is not equal to NaN.
+    recent = jax.jit(lambda: jnp.full(state.recent.shape, jnp.nan), out_shardings=places.recent)()
+    placed: TrainState = jax.device_put(state.replace(recent=()), places.replace(recent=()), may_alias=False)
+    return placed.replace(recent=recent)
 
 
 def state_shapes(
@@ -124,7 +146,12 @@ def place_shape(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _initial_state(
-    trainable: Tree, optimizer_config: OptimizerConfig, total_steps: int, groups: tuple[int, ...], seed: int
+    trainable: Tree,
+    optimizer_config: OptimizerConfig,
+    total_steps: int,
+    groups: tuple[int, ...],
+    seed: int,
+    spike_window: int = 0,
 ) -> TrainState:
     optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, trainable))
     return TrainState(
@@ -132,6 +159,7 @@ def _initial_state(
         trainable=trainable,
         opt_state=optimizer.init(trainable),
         key=jax.random.key_data(jax.random.key(seed)),
+        recent=jnp.full((spike_window, number_of_groups(groups)), jnp.nan, jnp.float32),
     )
 
 

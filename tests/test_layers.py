@@ -10,8 +10,8 @@ SOURCES = sorted((ROOT / "mpt_jax").rglob("*.py"))
 
 # The longest matching name decides. A module may import its own level and the levels below.
 LEVELS = {
-    0: "__init__ errors shapes config gin_text trees files progress quiet hardware",
-    1: "models prompts losses decoding metrics costs collectives",
+    0: "__init__ errors shapes config gin_text trees files progress quiet hardware distributed signals",
+    1: "models prompts losses decoding metrics costs collectives guard",
     2: "prompts.arrays prompts.peft prompts.files prompts.init prompted_t5 distill optim partitioning data",
     3: "train_state checkpoint",
     4: "setup monitor predict train evaluate infer export convert browse memory plan bench",

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mpt_jax.config import TrainConfig
 from mpt_jax.errors import UserError
 from mpt_jax.monitor import Best, Meter
 
@@ -52,13 +53,29 @@ def test_best_survives_a_checkpoint():
     np.testing.assert_equal(again.tree(), best.tree())
 
 
-def metrics(loss: tuple[float, float], tokens: tuple[int, int] = (4, 2), correct: tuple[int, int] = (1, 1)) -> dict:
+def metrics(
+    loss: tuple[float, float],
+    tokens: tuple[int, int] = (4, 2),
+    correct: tuple[int, int] = (1, 1),
+    bad: tuple[bool, bool] | None = None,
+    median: tuple[float, float] = (np.nan, np.nan),
+) -> dict:
     parts = {"ce": loss, "kl": (0, 0), "hidden": (0, 0), "loss": loss, "tokens": tokens, "correct": correct}
-    return {name: jnp.asarray(value, jnp.float32) for name, value in parts.items()}
+    parts |= {"token_loss": np.divide(loss, np.maximum(tokens, 1)), "median": median}
+    bad = ~np.isfinite(loss) if bad is None else bad
+    return {name: jnp.asarray(value, jnp.float32) for name, value in parts.items()} | {"bad": jnp.asarray(bad)}
 
 
-def make_meter(present: tuple[int, ...] = (0, 1, 2)) -> Meter:
-    return Meter(10, TASKS, GROUPS, lambda step: np.asarray(present if step == 11 else (0, 1, 2)), lambda: 8)
+def make_meter(present: tuple[int, ...] = (0, 1, 2), told: list | None = None, **config) -> Meter:
+    """After ten steps. Step 12 has the streams `present`, others have all; of stream n the examples 10n and 10n + 1."""
+
+    def draw(step):
+        streams = np.repeat(np.asarray(present if step == 11 else (0, 1, 2)), 2)
+        return streams, 10 * streams + np.arange(len(streams)) % 2
+
+    told = [] if told is None else told
+    config = TrainConfig(steps=20, model_dir="-", **config)
+    return Meter(10, config, TASKS, GROUPS, draw, lambda: 8, lambda record, text: told.append((record, text)))
 
 
 def test_means_are_per_token_and_start_anew():
@@ -77,7 +94,7 @@ def test_sums_carry_over():
     for step in range(4):
         whole.add(metrics((step / 3, step / 7)))
         (first if step < 2 else second).add(metrics((step / 3, step / 7)))
-    second.load(first.sums())
+    second.load(first.tree())
     assert second.record("sum") == whole.record("sum")
 
 
@@ -87,7 +104,10 @@ def test_a_bad_loss_is_blamed_on_its_step_and_tasks():
     meter.add(metrics((1.0, 1.0)))
     meter.add(metrics((1.0, np.nan)))
     meter.add(metrics((np.nan, np.nan)))
-    with pytest.raises(UserError, match=r"loss is not finite at step 12 \(c\); the last good checkpoint, of step 8, is kept"):
+    expected = (
+        r"loss is not finite at step 12 \(c\), whose batch has the examples 20, 21 of c; the last good checkpoint, of step 8"
+    )
+    with pytest.raises(UserError, match=expected):
         meter.record("sum")
 
 

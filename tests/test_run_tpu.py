@@ -99,18 +99,38 @@ def test_create_asks_for_what_was_said():
     assert {"--accelerator-type=v4-8", "--runtime-version=tpu-ubuntu2204-base", "--spot", "--zone=z"} <= set(create)
 
 
-@pytest.mark.parametrize("kind", ["v4-16", "v3-32", "v5litepod-16", "v5p-128"])
-def test_a_slice_of_several_workers_is_refused_but_can_be_given_back(kind):
-    for arguments in (["create"], ["setup"], ["run", "--", "train"]):
-        result = run("--dry-run", "--zone", "z", "--type", kind, *arguments)
-        assert result.returncode == 2
-        assert f"--type {kind} has more than one worker" in result.stderr
-    assert commands("--zone", "z", "delete", TPU_TYPE=kind)
-
-
-@pytest.mark.parametrize("kind", ["v2-8", "v4-8", "v5litepod-1", "v6e-8"])
-def test_a_single_worker_is_taken(kind):
+@pytest.mark.parametrize("kind", ["v2-8", "v5litepod-1", "v4-16", "v5p-128"])
+def test_every_worker_gets_the_code_the_bucket_and_the_job(kind):
     assert f"--accelerator-type={kind}" in commands("--zone", "z", "--type", kind, "create")[0]
+    for arguments in (["setup"], ["mount", "--", "b", "f"], ["run", "--", "train"], ["stop"]):
+        on_workers = [command for command in commands("--zone", "z", "--type", kind, *arguments) if command[0] == "gcloud"]
+        assert on_workers
+        assert all("--worker=all" in command for command in on_workers)
+
+
+def test_the_log_of_any_worker_can_be_followed():
+    assert "--worker=0" in commands("--zone", "z", "logs")[0]
+    assert "--worker=3" in commands("--zone", "z", "--worker=3", "logs")[0]
+
+
+def test_a_bucket_is_mounted_once(tmp_path):
+    """Run what a worker would run, with stand-ins that write their arguments down."""
+    (command,) = commands("--zone", "z", "mount", "--", "gs://my-bucket", "a folder")
+    (tmp_path / "mpt_jax").mkdir()
+    (tmp_path / "bin").mkdir()
+    for name, body in (("gcsfuse", 'printf "%s\\n" "$@" >gcsfuse.log'), ("mountpoint", "test -e gcsfuse.log")):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    remote, log = command[-1].removeprefix("--command="), tmp_path / "mpt_jax" / "gcsfuse.log"
+    path = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", remote], cwd=tmp_path, env=path, check=True, timeout=60)
+    assert log.read_text().splitlines() == ["--implicit-dirs", "--rename-dir-limit=100000", "my-bucket", "a folder"]
+    log.write_text("mounted")
+    subprocess.run(["bash", "-c", remote], cwd=tmp_path, env=path, check=True, timeout=60)
+    assert log.read_text() == "mounted"
+    missing = subprocess.run(["bash", "-c", remote], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert missing.returncode == 2
+    assert "gcsfuse is not installed on the TPU VM" in missing.stderr
 
 
 def test_setup_copies_the_code_and_keeps_runs_and_environment():
@@ -133,6 +153,8 @@ def test_setup_copies_the_code_and_keeps_runs_and_environment():
         (["--zone=z", "--env", "X", "run", "--", "train"], "--env needs NAME=VALUE"),
         (["--zone=z", "--env=X=1", "setup"], "--env is for run"),
         (["--zone=z", "copy", "--", "runs/x"], "copy needs FROM and TO"),
+        (["--zone=z", "mount", "--", "b"], "mount needs BUCKET and FOLDER"),
+        (["--zone=z", "--worker=all", "logs"], "--worker is all; give a worker's number"),
     ],
 )
 def test_mistakes_exit_with_2(arguments, expected):

@@ -1,6 +1,7 @@
 """Checkpoints: what is read is what was written, and damage is found and named."""
 
 import json
+import shutil
 
 import flax.struct
 import jax
@@ -99,33 +100,47 @@ def files_of(folder):
     return sorted(path for path in (folder / "checkpoints" / "3").rglob("*") if path.is_file())
 
 
+def harm(path, damage: str) -> None:
+    """One bit in the middle is another, or the second half or all of the file is gone."""
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    if damage == "delete":
+        path.unlink()
+    elif damage == "truncate":
+        path.write_bytes(whole[:middle])
+    else:
+        path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
-def test_every_damaged_file_is_named(written, damage):
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(written, tmp_path_factory, caplog, damage):
     for path in files_of(written):
-        whole = path.read_bytes()
-        if (path.name == "files.json" and damage != "truncate") or not whole:
-            continue  # without it, or with other spaces, the rest still stands
-        if damage == "truncate":
-            path.write_bytes(whole[: len(whole) // 2])
-        elif damage == "flip":
-            middle = len(whole) // 2
-            path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
-        else:
-            path.unlink()
-        relative = path.relative_to(written / "checkpoints" / "3").as_posix()
-        with pytest.raises(UserError) as caught:
-            store_at(written).restore(make_state(0), make_best(0))
-        message = str(caught.value)
-        assert relative in message and "checkpoints/3 cannot be read" in message and "continue from step 2" in message
-        path.write_bytes(whole)
-    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(3))
+        if not path.stat().st_size or (path.name == "files.json" and damage == "delete"):
+            continue  # without files.json, the rest still stands
+        folder = tmp_path_factory.mktemp("copy")
+        shutil.copytree(written, folder, dirs_exist_ok=True)
+        relative = path.relative_to(written / "checkpoints" / "3")
+        harm(folder / "checkpoints" / "3" / relative, damage)
+        caplog.clear()
+        store = store_at(folder)
+        restored = store.restore(make_state(0), make_best(0))
+        same(restored.state, make_state(2))
+        same(restored.best, make_best(2))
+        [message] = [record.getMessage() for record in caplog.records if record.name == "mpt_jax"]
+        assert "checkpoints/3 is damaged (" in message and relative.as_posix() in message and "goes on from step 2" in message
+        store.save(3, make_state(3), make_best(3), {})  # its number is free
+        same(store_at(folder).restore(make_state(0), make_best(0)).state, make_state(3))
+        assert (folder / "damaged" / "3").is_dir()
 
 
-def test_deleting_the_damaged_folder_continues_from_the_one_before(written):
-    import shutil
-
-    shutil.rmtree(written / "checkpoints" / "3")
-    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(2))
+def test_all_damaged_is_a_sentence_and_leaves_everything_as_it_was(written):
+    for step in (2, 3):
+        harm(written / "checkpoints" / str(step) / "files.json", "truncate")
+    with pytest.raises(
+        UserError, match=r"No checkpoint in .*checkpoints can be read \(3: files.json .*; 2: .*\); restore one, or"
+    ):
+        store_at(written).restore(make_state(0), make_best(0))
+    assert sorted(path.name for path in (written / "checkpoints").iterdir()) == ["2", "3"]
 
 
 def test_killed_before_the_checksums_is_still_a_checkpoint(written):

@@ -227,7 +227,9 @@ def test_nan_stops_and_keeps_the_last_good_checkpoint(folder):
     broken["token_embedder"] = {
         "embedding": broken["token_embedder"]["embedding"].at[tokens_of(config, backbone, "dog")].set(np.nan)
     }
-    with pytest.raises(UserError, match=r"at step \d+ \(tiny_colour\); the last good checkpoint, of step 4, is kept"):
+    with pytest.raises(
+        UserError, match=r"at step \d+ \(tiny_colour\), .* [\d, ]+ of tiny_colour; the last good checkpoint, of step 4, is kept"
+    ):
         run_training(tiny.replace(config, train={"log_period": 1000}), backbone._replace(params=broken))
     resumed = run_training(tiny.replace(config, train={"steps": 4}), backbone)
     np.testing.assert_array_equal(resumed.params["prompt"], good)

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from mpt_jax.distributed import barrier
 from mpt_jax.errors import UserError
 from mpt_jax.models.quantize import quantized, scale_of
 from mpt_jax.trees import LeafDigest, combine
@@ -187,8 +188,7 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: 
 
     The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
     whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
-    first one reads everything, for the fingerprint; the others read by byte range what their devices hold. They would wait
-    for ever for a first one that fails alone.
+    first one reads everything, for the fingerprint; the others read by byte range what their devices hold, and wait for it.
 
     Raises:
         UserError: a part that cannot be read or is not finite.
@@ -208,6 +208,7 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: 
             gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
     if jax.process_count() == 1:
         return Loaded(arrays, combine(digests), digests)
+    barrier("loading the backbone")  # which may take the first one minutes longer; an exchange has shorter time-outs of its own
     mine = np.frombuffer(bytes.fromhex(combine(digests)), np.uint8)  # the others' is of nothing, and is not asked for
     return Loaded(arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex(), digests)
 

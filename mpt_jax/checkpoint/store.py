@@ -4,14 +4,18 @@
                                   /best    the best trainable of each group, with score [G] and step [G], when there is validation
                                   /meta    JSON: fingerprints of the backbone and of the training data, and what `save` was given
                                   /files.json    size and checksum of each of these files
+            damaged/<step>                what was a checkpoint
 
 Orbax writes into a temporary folder and renames it, so a killed run leaves whole checkpoints only. `files.json` is written after
-that; it finds files that were damaged later, before Orbax reads them.
+that; it finds files that were damaged later, before Orbax reads them. The run then goes on from the checkpoint before.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +28,13 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 
 Tree = Any
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space on the disk, of the user's quota, or of a file (ulimit -f)
+
+logger = logging.getLogger("mpt_jax")
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read: why, with the file's name."""
 
 
 class Restored(NamedTuple):
@@ -60,28 +71,61 @@ class Store:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Tree, best: Tree | None, meta: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` and delete those beyond `keep`. A step that is there already is left as it is."""
+        """Write the checkpoint of `step` and delete those beyond `keep`. A step that is there already is left as it is.
+
+        Raises:
+            UserError: the disk is full. What had been written is whole.
+        """
         if step in self._manager.all_steps():
             return
         meta = meta | {"backbone": self._fingerprint, "data": self._data, "has_best": best is not None, "arrays": _shapes(state)}
         items = {"state": ocp.args.StandardSave(_as_dict(state)), "meta": ocp.args.JsonSave(meta)}
         if best is not None:
             items["best"] = ocp.args.StandardSave(best)
-        self._manager.save(step, args=ocp.args.Composite(**items))
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            folder = self._folder / str(step)
-            write_text(folder / "files.json", json.dumps(_file_sums(folder), indent=1))
+        kept = self.latest()
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                folder = self._folder / str(step)
+                write_text(folder / "files.json", json.dumps(_file_sums(folder), indent=1))
+        except Exception as error:  # Orbax and TensorStore have their own, with the system's words in them
+            reason = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
+            if reason is None:
+                raise
+            whole = f"; the checkpoint of step {kept} is whole" if kept is not None else ""
+            raise UserError(
+                f"Cannot write the checkpoint of step {step} into '{self._folder}' ({reason}); make room there and run the same "
+                f"command again{whole}."
+            ) from None
 
     def restore(self, state: Tree, best: Tree | None) -> Restored | None:
-        """The newest checkpoint in the shapes and places of `state`, and of `best`; None when the run has none yet.
+        """The newest whole checkpoint in the shapes and places of `state`, and of `best`; None when the run has none yet.
+
+        Newer ones that are damaged are told and put aside, into `damaged/`, so that their steps can be written again.
 
         Raises:
-            UserError: unreadable, damaged or truncated files; another backbone, other training data or other shapes.
+            UserError: all are damaged; another backbone, other training data or other shapes.
         """
-        step = self.latest()
-        if step is None:
-            return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: dict[int, Damaged] = {}
+        for step in steps:
+            try:
+                restored = self._restore(step, state, best)
+            except Damaged as error:
+                damaged[step] = error
+                continue
+            for newer, reason in damaged.items():
+                self._put_aside(newer, reason, step)
+            return restored
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise UserError(
+                f"No checkpoint in {self._folder} can be read ({reasons}); restore one, or delete all to begin again."
+            )
+        return None
+
+    def _restore(self, step: int, state: Tree, best: Tree | None) -> Restored:
         path = self._folder / str(step)
         self._check_files(step)
         meta = self._read(step, {"meta": ocp.args.JsonRestore()})["meta"]
@@ -120,27 +164,40 @@ class Store:
         try:
             expected = json.loads((folder / "files.json").read_text())
         except ValueError:
-            raise self._damaged(step, "files.json is truncated") from None
+            raise Damaged("files.json is no JSON any more") from None
         found = _file_sums(folder)
         for name, (size, digest) in expected.items():
             if name not in found:
-                raise self._damaged(step, f"{name} is missing")
+                raise Damaged(f"{name}, which files.json has, is missing")
             if found[name][0] != size:
-                raise self._damaged(step, f"{name} has {found[name][0]} bytes instead of {size}")
+                raise Damaged(f"{name} has {found[name][0]} bytes instead of the {size} in files.json")
             if found[name][1] != digest:
-                raise self._damaged(step, f"{name} was changed after it was written")
+                raise Damaged(f"{name} differs from its checksum in files.json")
 
     def _read(self, step: int, items: dict[str, Any]) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # Orbax, TensorStore and the file system each have their own
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise self._damaged(step, reason) from error
+            folder = self._folder / str(step)
+            if not (folder / "files.json").exists():
+                raise Damaged(reason) from error
+            raise UserError(f"The checkpoint {folder} cannot be read ({reason}), though its files are as written.") from error
 
-    def _damaged(self, step: int, reason: str) -> UserError:
-        older = [s for s in self._manager.all_steps() if s < step]
-        then = f"continue from step {max(older)}" if older else "begin again"
-        return UserError(f"The checkpoint {self._folder / str(step)} cannot be read ({reason}); delete that folder to {then}.")
+    def _put_aside(self, step: int, reason: Damaged, whole: int) -> None:
+        path, aside = self._folder / str(step), self._folder.parent / "damaged" / str(step)
+        logger.warning(
+            "warning: the checkpoint %s is damaged (%s); it is now in %s, and the run goes on from step %d",
+            path,
+            reason,
+            aside,
+            whole,
+        )
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
+        self._manager.reload()
 
 
 def _file_sums(folder: Path) -> dict[str, list[Any]]:

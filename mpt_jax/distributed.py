@@ -1,0 +1,393 @@
+"""Several processes that do one job: one on each host of a TPU pod, one on each node or GPU of a cluster.
+
+Each runs the same command on the same configuration. JAX's coordination service, in process 0, brings them together, and the
+arrays of the job then lie on the devices of all of them. What is written is written by process 0 (checkpoints by all), into
+folders that all must share. A process that fails tells the others, which would else wait for it in their next exchange.
+
+JAX finds its processes by itself (`jax/_src/clusters`) on TPU pods, under SLURM, Open MPI and, with the package `kubernetes`, in
+Kubernetes; elsewhere `DistributedConfig` or the environment says where they are. A process that has none of it calls nothing.
+"""
+
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax._src import clusters, distributed  # the client's barriers and keys, which Orbax uses as well, have no public name
+from jax._src.lib import _jax
+from jax.experimental import multihost_utils
+
+from mpt_jax.config import DistributedConfig
+from mpt_jax.errors import UserError
+
+VARIABLES = {  # of the environment; JAX reads the first one itself
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+POLL = 0.5  # seconds between two looks whether another process has failed
+GRACE = 1.0  # seconds for a process to tell of an error of its own, which is often the same one, before another's ends it
+LEAVING = 10.0  # seconds that a failed process waits for the others to have read why, and process 0 for the others to be gone
+SHARED = 60.0  # seconds until a file must be seen by all: NFS remembers for about that long that there was none
+AHEAD = 3  # seconds that the service, which can name who is missing, gives up before the clients do
+RPC_MARGIN = 5  # seconds that JAX's client adds to its time-out
+FAILED, LEAVE, GONE = "mpt_jax/failed", "mpt_jax/leave", "mpt_jax/gone"  # folders of the service's keys
+
+logger = logging.getLogger("mpt_jax")
+_barriers = itertools.count()  # a barrier's name is used once; all processes come to the same ones in the same order
+_config = DistributedConfig()  # of the job that this process has joined
+
+
+class Place(NamedTuple):
+    """This process's place in the job; `local_device_ids` are the devices that it uses, None for all that it sees."""
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+    local_device_ids: list[int] | None
+
+
+@contextlib.contextmanager
+def joined(config: DistributedConfig) -> Iterator[None]:
+    """The block runs as one of the job's processes; alone, it just runs.
+
+    An error in it ends the other processes, too, each with a line that says so; its own exit does not wait for them.
+
+    Raises:
+        UserError: see `initialize` and `barrier`.
+    """
+    if not initialize(config):
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+        barrier("end")
+    except BaseException as error:
+        watch.leave(error)
+        raise
+    watch.stop()
+
+
+def initialize(config: DistributedConfig) -> bool:
+    """Join the job's other processes, before anything touches a device. Returns whether there are several.
+
+    Raises:
+        UserError: half a description of the job; processes that do not come within `initialization_timeout`, by their numbers
+            in process 0, which alone knows them.
+    """
+    global _config
+    if jax.distributed.is_initialized():
+        return several()
+    place = find_place(config)
+    if place is None:
+        return False
+    _config = config
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on accelerators
+    jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM where we do not heed it ourselves
+    logger.info(
+        "process %d of %d, waiting for the others at %s", place.process_id, place.num_processes, place.coordinator_address
+    )
+    _connect(place, config)
+    if not is_first():
+        logger.setLevel(logging.ERROR)  # process 0 tells what all would tell
+    return True
+
+
+def find_place(config: DistributedConfig) -> Place | None:
+    """Where this process is by `config`, else by `VARIABLES`, else by what JAX detects; None where it is alone.
+
+    Raises:
+        UserError: a number that is none, an address or a number that is missing.
+    """
+    address = config.coordinator_address or os.environ.get(VARIABLES["coordinator_address"]) or None
+    number = config.num_processes or _number_in("num_processes")
+    own = config.process_id if config.process_id >= 0 else _number_in("process_id")
+    if number == 1:
+        return None
+    # A pod of its own, of no indexed job, is alone; JAX would warn or fail there.
+    single_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
+    try:
+        with warnings.catch_warnings(action="ignore" if single_pod else None):
+            address, number, own, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+                address, number, own, None, None, config.initialization_timeout
+            )
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        if single_pod and (address, number, own) == (None, None, None):
+            return None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"The other processes of this job cannot be found ({reason}); give DistributedConfig.coordinator_address, "
+            "num_processes and process_id, or num_processes=1 to run alone."
+        ) from None
+    found = dict(zip(VARIABLES, (address, number, own), strict=True))
+    missing = [name for name, value in found.items() if value is None]
+    if len(missing) == len(found) or number == 1:
+        return None
+    if missing:
+        there = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+        wanted = " and ".join(f"DistributedConfig.{name} ({VARIABLES[name]})" for name in missing)
+        raise UserError(f"This process has {there}, but no {wanted}; give it, or DistributedConfig.num_processes=1 to run alone.")
+    assert address is not None and number is not None and own is not None
+    if not 0 <= own < number:
+        raise UserError(f"DistributedConfig.process_id is {own}, but {number} processes are numbered 0 to {number - 1}.")
+    if not re.search(r":\d+$", address):
+        raise UserError(f"DistributedConfig.coordinator_address is '{address}', without a port; write HOST:PORT.")
+    return Place(address, number, own, None if devices is None else list(devices))
+
+
+def refuse(config: DistributedConfig, command: str) -> None:
+    """UserError where this process is one of several and the command is for one."""
+    place = find_place(config)
+    if place is not None:
+        raise UserError(
+            f"{command} runs in one process, but this is process {place.process_id} of {place.num_processes}; start it once, "
+            "with DistributedConfig.num_processes=1 where a cluster's environment says otherwise."
+        )
+
+
+def several() -> bool:
+    """Whether this job has more than one process."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return not several() or jax.process_index() == 0
+
+
+def barrier(what: str) -> None:
+    """Return when all processes have come here, at once where there is one.
+
+    Raises:
+        UserError: some have not come within `barrier_timeout`, by their numbers.
+    """
+    if not several():
+        return
+    try:
+        _client().wait_at_barrier(f"mpt_jax/{next(_barriers)}/{what}", timeout_in_ms=_config.barrier_timeout * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        missing = _timed_out(str(error))
+        if not missing:
+            raise
+        raise UserError(
+            f"{_processes(missing)} of {jax.process_count()} did not come within {_config.barrier_timeout} s "
+            f"(DistributedConfig.barrier_timeout) to where the others are: {what}; look into the logs, or allow more time."
+        ) from None
+
+
+@contextlib.contextmanager
+def first_goes_first(what: str) -> Iterator[None]:
+    """Process 0 goes through the block before the others, who then find the files that it has made there."""
+    if not is_first():
+        barrier(what)
+    yield
+    if is_first():
+        barrier(what)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is true in one of the processes. All must ask."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag)))) if several() else flag
+
+
+def least(value: float) -> float:
+    """The smallest of all processes' values, in float32 where there are several. All must ask."""
+    return float(np.min(multihost_utils.process_allgather(np.float32(value)))) if several() else value
+
+
+def check_shared(folder: Path, key: str) -> None:
+    """UserError in a process that does not see in `folder`, the value of `key`, what process 0 writes there."""
+    if not several():
+        return
+    token = folder / f".shared-{uuid.uuid4().hex}"
+    name = f"mpt_jax/shared/{next(_barriers)}"
+    if is_first():
+        token.touch()
+        _client().key_value_set(name, token.name)
+    seen = folder / _client().blocking_key_value_get(name, _config.barrier_timeout * 1000)
+    until = time.monotonic() + SHARED
+    while not seen.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"{key} {folder} of process {jax.process_index()} is not that of process 0; give a folder that all processes "
+                "share, such as a mounted bucket or NFS."
+            )
+        time.sleep(POLL)
+    barrier(f"looking into {key}")
+    if is_first():
+        token.unlink()
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _number_in(field: str) -> int | None:
+    """The number that the environment gives for a field."""
+    text = os.environ.get(VARIABLES[field], "")
+    if text and not text.isdecimal():
+        raise UserError(f"The environment variable {VARIABLES[field]} is '{text}', which is no number; mend or unset it.")
+    return int(text) if text else None
+
+
+def _connect(place: Place, config: DistributedConfig) -> None:
+    """JAX's own start, with time-outs that end in a sentence.
+
+    By default its client ends the process from C++ when the others do not come. With a callback it calls that instead; it fails
+    to (jaxlib 0.10.2 cannot make a Python object of the status), which raises an error that can be caught. The service has a
+    time-out of its own, one hour, and writes the numbers of those who are missing to stderr.
+    """
+    seconds = config.initialization_timeout
+    service, client = _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client
+
+    def start_service(*args: Any, **kwargs: Any) -> Any:
+        return service(*args, **kwargs, cluster_register_timeout=max(seconds - AHEAD, 1))
+
+    def start_client(*args: Any, **kwargs: Any) -> Any:
+        return client(*args, **kwargs, missed_heartbeat_callback=_say_status)
+
+    written, failure = "", None
+    with tempfile.TemporaryFile() as log:
+        try:
+            _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client = start_service, start_client
+            with _stderr_into(log.fileno()):
+                jax.distributed.initialize(
+                    place.coordinator_address,
+                    place.num_processes,
+                    place.process_id,
+                    place.local_device_ids,
+                    cluster_detection_method="deactivate",
+                    initialization_timeout=max(seconds - RPC_MARGIN, 1),
+                    heartbeat_timeout_seconds=config.heartbeat_timeout,
+                )
+        except Exception as error:  # JAX's own, gRPC's and std::bad_cast
+            failure = error
+        finally:
+            _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client = service, client
+        log.seek(0)
+        written = log.read().decode(errors="replace")
+    if failure is None:
+        sys.stderr.write(written)
+        return
+    atexit.register(_end, 2)  # JAX's own clean-up would wait for the other processes
+    raise _not_joined(place, seconds, written, failure)
+
+
+def _not_joined(place: Place, seconds: int, written: str, failure: Exception) -> UserError:
+    limit = f"within {seconds} s (DistributedConfig.initialization_timeout)"
+    then = "start all, allow more time, or set DistributedConfig.num_processes=1 to run alone."
+    if missing := _timed_out(written):
+        return UserError(
+            f"{_processes(missing)} of {place.num_processes} did not come to {place.coordinator_address} {limit}; {then}"
+        )
+    reason = str(failure)
+    if "bad_cast" not in reason and "DEADLINE" not in reason:
+        reason = " ".join(reason.split())[:200]
+        return UserError(f"Process {place.process_id} cannot start at {place.coordinator_address}: {reason}.")
+    if place.process_id == 0:
+        return UserError(f"Not all of {place.num_processes} processes came to {place.coordinator_address} {limit}; {then}")
+    return UserError(
+        f"Process {place.process_id} of {place.num_processes} was not taken up at {place.coordinator_address} {limit}: either "
+        f"process 0 cannot be reached there, or others are missing, whom its log names; {then}"
+    )
+
+
+def _say_status(*status: Any) -> None:
+    """For a jaxlib that does call it: as the default does, the process cannot go on."""
+    print("error: JAX's coordination service has lost a process:", *status, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _stderr_into(handle: int) -> Iterator[None]:
+    """What anything writes to standard error goes to an open file."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    os.dup2(handle, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _timed_out(message: str) -> list[int]:
+    """The processes that a message of the service names as missing."""
+    found = re.search(r"timed out task names:\s*((?:\d+\s+)+)", message)
+    return sorted({int(number) for number in found[1].split()}) if found else []
+
+
+def _processes(numbers: list[int]) -> str:
+    """'Process 1', 'Processes 1, 2 and 5'."""
+    if len(numbers) == 1:
+        return f"Process {numbers[0]}"
+    return f"Processes {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+class _Watch:
+    """Ends this process when another one has failed; tells the others when this one has."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        threading.Thread(target=self._look, name="mpt_jax-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def leave(self, error: BaseException) -> None:
+        """Tell of an error and wait until the others have read it. This process's exit will not wait for them to finish."""
+        self.stop()
+        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+        atexit.register(_end_in_turn, code)  # before JAX's own clean-up, which would
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}".split("\n")[0].strip()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and all others with it
+            _client().key_value_set(f"{FAILED}/{jax.process_index()}", what)
+            _tell_and_wait(LEAVE, jax.process_count())
+
+    def _look(self) -> None:
+        number = jax.process_count()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone: JAX itself ends the process
+            while not self._stopped.wait(POLL):
+                failed = _client().key_value_dir_get(FAILED)
+                if failed and not self._stopped.wait(GRACE):
+                    key, why = failed[0]
+                    process = key.rpartition("/")[2]
+                    print(f"error: process {process} of {number} has ended, and this one with it: {why}", file=sys.stderr)
+                    _client().key_value_set(f"{LEAVE}/{jax.process_index()}", "")
+                    _end_in_turn(2)
+
+
+def _tell_and_wait(folder: str, number: int) -> None:
+    """Put this process's key into a folder of the service, and wait a while until there are so many."""
+    _client().key_value_set(f"{folder}/{jax.process_index()}", "")
+    until = time.monotonic() + LEAVING
+    while len(_client().key_value_dir_get(folder)) < number and time.monotonic() < until:
+        time.sleep(POLL / 5)
+
+
+def _end_in_turn(code: int) -> None:
+    """End after a failure; process 0, whose service the others need to do so in good order, as the last one."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _tell_and_wait(GONE, jax.process_count() if is_first() else 1)
+    _end(code)
+
+
+def _end(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

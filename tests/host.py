@@ -1,0 +1,105 @@
+"""One process of those that test_hosts.py starts: does the jobs that it is given as JSON, each {"do", "run", …}.
+
+The environment says where the other processes are and how many devices this one has. Prints a line of JSON for each job.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny
+
+from mpt_jax import distributed, trees
+from mpt_jax.config import DistributedConfig, Experiment, PartitionConfig
+from mpt_jax.errors import UserError
+from mpt_jax.evaluate import run_evaluate
+from mpt_jax.infer import run_infer
+from mpt_jax.partitioning import batch_shard, make_mesh
+from mpt_jax.train import run_training
+
+
+def experiment(folder: Path, run: str, partition: dict, **changes: dict) -> Experiment:
+    """Labels are ranked, so that a prompt of a few steps has scores."""
+    pack, rate = changes.pop("pack", False), changes.pop("rate", 0.3)
+    made = tiny.experiment(folder, run, optimizer={"rules": ((".*", rate),)}, **changes)
+    made = dataclasses.replace(made, partition=PartitionConfig(**partition))
+    return tiny.replace(made, decode={"method": "rank"}, data={"pack_lengths": {"inputs": 60, "targets": 12}} if pack else {})
+
+
+def train(config: Experiment) -> dict:
+    result = run_training(config)
+    return {
+        "history": [
+            {name: value for name, value in record.items() if name not in ("seconds", "examples_per_second")}
+            for record in result.history
+        ],
+        "params": trees.fingerprint(result.params),
+        "scores": np.asarray(result.scores).tolist(),
+    }
+
+
+def evaluate(config: Experiment) -> dict:
+    return run_evaluate(config)
+
+
+def infer(config: Experiment) -> dict:
+    files = {
+        "input_file": str(Path(config.train.model_dir).parent / "in.jsonl"),
+        "output_file": f"{config.train.model_dir}/out.jsonl",
+    }
+    run_infer(tiny.replace(config, infer=files))
+    return {}
+
+
+def late(config: Experiment) -> dict:
+    """Process 1 does not come to a barrier in time, and only then goes on with the others."""
+    error = ""
+    if jax.process_index() == 1:
+        next(distributed._barriers)  # the one that it misses
+    else:
+        try:
+            distributed.barrier("the test's barrier")
+        except UserError as caught:
+            error = str(caught)
+        distributed._client().key_value_set("go on", error)
+    return {"error": distributed._client().blocking_key_value_get("go on", 60_000)}
+
+
+def own_folder(config: Experiment) -> dict:
+    """A MODEL_DIR that each process has for itself, as on a pod whose hosts share no disk."""
+    distributed.SHARED = 1.0
+    folder = Path(config.train.model_dir) / str(jax.process_index())
+    folder.mkdir(parents=True)
+    distributed.check_shared(folder, "MODEL_DIR")
+    return {}
+
+
+def shards(partitions: list[int]) -> dict:
+    """This process's share of a batch on several meshes."""
+    found: list = []
+    for number in partitions:
+        try:
+            found.append(batch_shard(make_mesh(PartitionConfig(number))))
+        except UserError as error:
+            found.append(str(error))
+    return {"shards": found}
+
+
+def main() -> None:
+    folder, jobs, settings = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    with distributed.joined(DistributedConfig(**settings)):
+        for job in jobs:
+            do, run, partition = job.pop("do"), job.pop("run", "none"), job.pop("partition", {})
+            result = shards(**job) if do == "shards" else globals()[do](experiment(folder, run, partition, **job))
+            print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:  # as the command line does
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

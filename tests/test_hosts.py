@@ -1,0 +1,280 @@
+"""Jobs of several processes, as on the hosts of a TPU pod: here 2 to 4 of them on one machine's CPU, over its loopback.
+
+Their devices are simulated, and the sums over them travel by gloo. What the processes do is in host.py.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from mpt_jax import distributed
+from mpt_jax.config import DistributedConfig, Experiment
+from mpt_jax.errors import UserError
+from mpt_jax.gin_bindings import parse
+from mpt_jax.prompts.files import load_prompts
+
+ROOT = Path(__file__).parent.parent
+TASKS = list(tiny.TASKS[:2])
+NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+LIMIT = 400  # seconds for any of the runs here, most of which the compiler takes: on two cores with nothing else to do, 30
+
+
+def start(count, folder, jobs, *, devices=1, which=None, **settings):
+    """The processes `which` of `count`, each with so many devices, at the jobs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
+    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, str(ROOT / "tests" / "host.py"), str(folder), json.dumps(jobs), json.dumps(settings)]
+    places = {n: dict(zip(NAMES, (f"127.0.0.1:{port}", str(count), str(n)), strict=True)) for n in which or range(count)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [subprocess.Popen(command, env=env | place, **pipes) for place in places.values()]
+
+
+def finish(processes):
+    """(exit code, standard output, standard error) of each."""
+    try:
+        outputs = [process.communicate(timeout=LIMIT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def results(count, folder, jobs, **how):
+    """What each job returned, known to be the same in all processes."""
+    found = []
+    for code, out, err in finish(start(count, folder, jobs, **how)):
+        assert code == 0, err[-3000:]
+        found.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
+    assert all(one == found[0] for one in found), "the processes do not agree"
+    assert len(found[0]) == len(jobs)
+    return found[0]
+
+
+def training(run, steps=8, **more):
+    train = {"eval_period": 4, "checkpoint_period": 4}
+    return {"do": "train", "run": run, "tasks": TASKS, "steps": steps, "train": train, **more}
+
+
+def scoring(do, run):
+    return {"do": do, "run": run, "tasks": TASKS}
+
+
+MODEL = {"method": "none", "partition": {"num_partitions": 4}, "rate": 0.01, "train": {"checkpoint_period": 4}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny.make(tmp_path_factory.mktemp("hosts"))
+    rows = [{"task": TASKS[n % 2], "inputs": f"the {animal} is {colour}"} for n, (animal, colour) in enumerate(
+        (animal, colour) for animal in ("cat", "dog", "bird") for colour in ("red", "blue", "green"))]  # fmt: skip
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """Two processes with two devices each; the first one builds the token caches, and the other waits for them."""
+    jobs = [training("begun_by_two", 4), training("model_two", 4, **MODEL)]
+    return results(2, folder, jobs, devices=2)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, two):
+    """One process with four devices does the same, and goes on with what two began."""
+    jobs = [training("one"), training("begun_by_two"), training("begun_by_one", 4), training("model_one", 4, **MODEL)]
+    return results(1, folder, [*jobs, scoring("evaluate", "one"), scoring("infer", "one")], devices=4)
+
+
+@pytest.fixture(scope="module")
+def four(folder, alone):
+    """Four processes with one device each, and they go on with what one began."""
+    jobs = [training("four"), training("begun_by_one")]
+    return results(4, folder, [*jobs, scoring("evaluate", "four"), scoring("infer", "four")])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(result):
+    return [record["loss"] for record in result["history"] if record["kind"] == "train"]
+
+
+def scores(result):
+    return [record["scores"] for record in result["history"] if record["kind"] == "validation"]
+
+
+def assert_alike(ours, theirs):
+    """To the digits of the log, 1e-6: gloo's sums may differ in the last bit, as those of another mesh do."""
+    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=0, atol=2e-6)
+    assert scores(ours) == scores(theirs)
+    assert max(np.ravel(scores(ours))) > 0
+
+
+def test_four_processes_train_as_one_does(folder, alone, four):
+    """And in the end all four hold the same bits, which `results` has compared."""
+    assert_alike(four[0], alone[0])
+    ours, theirs = (load_prompts(folder / run)[0]["prompt"] for run in ("four", "one"))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert [record["step"] for record in lines(folder / "four" / "metrics.jsonl")] == [4, 4, 8, 8], "each line is written once"
+    assert (folder / "four" / "finished.json").exists()
+    assert not list((folder / "four").glob(".*")), "something temporary is left"
+
+
+def test_four_processes_score_and_answer_as_one_does(folder, alone, four):
+    assert four[2]["tasks"] == alone[4]["tasks"]
+    assert json.loads((folder / "four" / "evaluation_validation.json").read_text()) == four[2]
+    answers = [lines(folder / run / "out.jsonl") for run in ("four", "one")]
+    for mine, other in zip(*answers, strict=True):
+        assert mine["prediction"] == other["prediction"]
+        np.testing.assert_allclose(mine["score"], other["score"], rtol=1e-4)
+
+
+def test_checkpoints_go_from_two_processes_to_one_and_from_one_to_four(two, alone, four):
+    assert losses(two[0]) == pytest.approx(losses(alone[0])[:1], abs=2e-6)
+    assert_alike(alone[1], alone[0])
+    assert_alike(four[1], alone[0])
+
+
+def test_a_model_is_tuned_across_processes(folder, two, alone):
+    """Each has a part of it and of the optimiser's state; process 0 writes the whole, gathered."""
+    assert losses(two[1]) == pytest.approx(losses(alone[3]), abs=2e-6)
+    ours, theirs = (load_file(folder / run / "model" / "model.safetensors") for run in ("model_two", "model_one"))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_request_to_stop_one_process_stops_all_at_one_step(folder, two):
+    """The checkpoint is that of a step which all have taken, the last one in the log."""
+    settings = {"eval_period": 0, "checkpoint_period": 10**6, "log_period": 5}
+    job = {"do": "train", "run": "stopped", "tasks": TASKS, "steps": 10**6, "train": settings}
+    processes = start(2, folder, [job])
+    log = folder / "stopped" / "metrics.jsonl"
+    until = time.monotonic() + LIMIT
+    while not (log.exists() and log.read_text()) and time.monotonic() < until:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, _, _ in ended] == [130, 130], ended
+    (checkpoint,) = (folder / "stopped" / "checkpoints").iterdir()
+    assert int(checkpoint.name) == max(record["step"] for record in lines(log))
+    assert f"stopped at step {checkpoint.name}" in ended[0][2]
+
+
+def test_processes_that_do_not_come_are_named(tmp_path):
+    """By the one that knows; the other says where to look. Both within the time that was given."""
+    began = time.monotonic()
+    first, third = finish(start(4, tmp_path, [], which=(0, 2), initialization_timeout=12))
+    assert time.monotonic() - began < 60
+    assert first[0] == third[0] == 2
+    assert "error: Processes 1 and 3 of 4 did not come to 127.0.0.1:" in first[2]
+    assert "within 12 s (DistributedConfig.initialization_timeout)" in first[2]
+    assert "error: Process 2 of 4 was not taken up at 127.0.0.1:" in third[2]
+    assert "Traceback" not in first[2] + third[2]
+
+
+def test_an_error_in_one_process_ends_all(tmp_path):
+    """Within seconds, though the other is in an exchange with it; and it says whose error it was.
+
+    Before that they find their shares of several meshes, and one is late at a barrier.
+    """
+    began = time.monotonic()
+    jobs = [{"do": "shards", "partitions": [1, 3, 6, 2]}, {"do": "late"}, {"do": "own_folder"}]
+    ended = finish(start(2, tmp_path, jobs, devices=3, barrier_timeout=5))
+    assert time.monotonic() - began < 60
+    assert [code for code, _, _ in ended] == [2, 2], ended
+    for index, (_, out, err) in enumerate(ended):
+        found, late = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
+        *shares, refused = found["shards"]
+        assert shares == [[index, 2], [index, 2], [0, 1]]
+        assert "num_partitions is 2, with which processes of 3 devices cannot hold equal parts of a batch" in refused
+        assert "Process 1 of 2 did not come within 5 s (DistributedConfig.barrier_timeout)" in late["error"]
+        assert "to where the others are: the test's barrier" in late["error"]
+        assert "Traceback" not in err
+    why = "of process 1 is not that of process 0; give a folder that all processes share"
+    assert f"error: MODEL_DIR {tmp_path / 'none' / '1'} {why}" in ended[1][2]
+    assert "error: process 1 of 2 has ended, and this one with it: MODEL_DIR" in ended[0][2]
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """An environment that says nothing of other processes."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS", "KUBERNETES", "JOB_", "TPU_")):
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_process_alone_joins_nothing(nowhere):
+    assert distributed.find_place(DistributedConfig()) is None
+    assert not distributed.initialize(DistributedConfig())
+    nowhere.setenv("JAX_NUM_PROCESSES", "4")
+    assert distributed.find_place(DistributedConfig(num_processes=1)) is None
+
+
+def test_a_pod_of_its_own_is_alone(nowhere):
+    """Without a warning about the package that JAX would ask Kubernetes with, which would be an error here."""
+    nowhere.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert distributed.find_place(DistributedConfig()) is None
+
+
+def test_one_gin_file_serves_all_processes(nowhere):
+    """The configuration comes first, then the environment."""
+    nowhere.setenv("JAX_PROCESS_ID", "2")
+    nowhere.setenv("JAX_NUM_PROCESSES", "9")
+    config = DistributedConfig("10.0.0.1:8476", num_processes=4)
+    assert distributed.find_place(config) == distributed.Place("10.0.0.1:8476", 4, 2, None)
+    with pytest.raises(UserError, match="bench runs in one process, but this is process 2 of 4"):
+        distributed.refuse(config, "bench")
+
+
+def test_slurm_tells_all(nowhere):
+    """As in a step of two nodes with four tasks each; every task takes the device of its number on the node."""
+    tells = {"JOB_ID": "5000", "STEP_NODELIST": "node[007-008]", "NTASKS": "8", "PROCID": "6", "LOCALID": "2"}
+    for name, value in tells.items():
+        nowhere.setenv(f"SLURM_{name}", value)
+    assert distributed.find_place(DistributedConfig()) == distributed.Place(f"node007:{5000 % 4096 + 61440}", 8, 6, [2])
+
+
+@pytest.mark.parametrize(
+    "config, environment, expected",
+    [
+        ({"num_processes": 2}, {}, r"num_processes 2, but no .*coordinator_address \(JAX_COORDINATOR_ADDRESS\) and .*process_id"),
+        ({}, {"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID is 'x', which is no number"),
+        (
+            {"coordinator_address": "a:1", "num_processes": 2, "process_id": 2},
+            {},
+            "process_id is 2, but 2 processes are numbered",
+        ),
+        ({"coordinator_address": "a", "num_processes": 2, "process_id": 0}, {}, "'a', without a port; write HOST:PORT"),
+    ],
+)
+def test_half_a_description_is_refused(nowhere, config, environment, expected):
+    for name, value in environment.items():
+        nowhere.setenv(name, value)
+    with pytest.raises(UserError, match=expected):
+        distributed.find_place(DistributedConfig(**config))
+
+
+def test_config_gin_keeps_no_place(tmp_path):
+    """Else `evaluate` with the config.gin of a job of four would wait for three others."""
+    flags = ["MODEL_DIR=x", "MIXTURE_OR_TASK_NAME=sketch_sentiment", "TRAIN_STEPS=1", "DistributedConfig.num_processes=4"]
+    parsed = parse(["gin/backbones/mini.gin", "gin/methods/prompt_tuning.gin"], flags)
+    assert parsed.experiment().distributed.num_processes == 4
+    kept = tmp_path / "config.gin"
+    kept.write_text(parsed.config_gin(Experiment))
+    assert "DistributedConfig" not in kept.read_text()
+    assert parse([str(kept)]).experiment().distributed == DistributedConfig()
