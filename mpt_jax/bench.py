@@ -24,7 +24,7 @@ from mpt_jax.config import Experiment
 from mpt_jax.costs import work_of
 from mpt_jax.files import write_text
 from mpt_jax.hardware import device_of
-from mpt_jax.memory import Programs, programs_of
+from mpt_jax.memory import Programs, decoded_length, programs_of
 from mpt_jax.partitioning import check_batch_size
 from mpt_jax.train_state import create_state
 
@@ -56,7 +56,7 @@ def run_bench(experiment: Experiment) -> dict[str, Any]:
     needed = programs_of(plain, groups, mesh)
     flops = {
         "train": work_of(needed.train.trace(*needed.train_arguments)).flops,
-        "decode": work_of(programs.decode.trace(*programs.decode_arguments), _targets(experiment)).flops,
+        "decode": work_of(programs.decode.trace(*programs.decode_arguments), decoded_length(experiment)).flops,
     }
     trainable = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state.trainable)  # training gives its state away
     results = {
@@ -75,10 +75,6 @@ def run_bench(experiment: Experiment) -> dict[str, Any]:
     if experiment.bench.output_file:
         write_text(Path(experiment.bench.output_file), json.dumps(report, indent=1) + "\n")
     return report
-
-
-def _targets(experiment: Experiment) -> int:
-    return experiment.decode.max_length or experiment.data.lengths["targets"]
 
 
 def _measure(

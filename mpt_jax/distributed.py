@@ -32,6 +32,7 @@ from jax.experimental import multihost_utils
 
 from mpt_jax.config import DistributedConfig
 from mpt_jax.errors import UserError
+from mpt_jax.quiet import stderr_into
 
 VARIABLES = {  # of the environment; JAX reads the first one itself
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
@@ -264,7 +265,7 @@ def _connect(place: Place, config: DistributedConfig) -> None:
     with tempfile.TemporaryFile() as log:
         try:
             _jax.get_distributed_runtime_service, _jax.get_distributed_runtime_client = start_service, start_client
-            with _stderr_into(log.fileno()):
+            with stderr_into(log.fileno()):
                 jax.distributed.initialize(
                     place.coordinator_address,
                     place.num_processes,
@@ -310,20 +311,6 @@ def _say_status(*status: Any) -> None:
     """For a jaxlib that does call it: as the default does, the process cannot go on."""
     print("error: JAX's coordination service has lost a process:", *status, file=sys.stderr, flush=True)
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _stderr_into(handle: int) -> Iterator[None]:
-    """What anything writes to standard error goes to an open file."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    os.dup2(handle, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _timed_out(message: str) -> list[int]:

@@ -66,13 +66,17 @@ def programs_of(experiment: Experiment, groups: tuple[int, ...], mesh: Mesh) -> 
     }
 
     rows = -(-experiment.decode.batch_size // batch_ways(mesh)) * batch_ways(mesh)
-    length = experiment.decode.max_length or data.lengths["targets"]
-    decode = make_generate(model, module, _program(experiment.decode, length))
+    decode = make_generate(model, module, _program(experiment.decode, decoded_length(experiment)))
     column = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=cut)
     tokens = jax.ShapeDtypeStruct((rows, data.lengths["inputs"]), jnp.int32, sharding=cut)
     asked = {"encoder_tokens": tokens, "task_ids": column, "numbers": column}
     decode_arguments = (state.trainable, params, asked, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
     return Programs(model, module, groups, mesh, step, (state, frozen, batch), decode, decode_arguments)
+
+
+def decoded_length(experiment: Experiment) -> int:
+    """The most tokens that decoding writes, M."""
+    return experiment.decode.max_length or experiment.data.lengths["targets"]
 
 
 def _program(decode: DecodeConfig, length: int) -> DecodeConfig:

@@ -23,7 +23,7 @@ from mpt_jax.config import Experiment, PartitionConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.errors import UserError
 from mpt_jax.hardware import EFFICIENCY, GIB, Slice, find_slice
-from mpt_jax.memory import Estimate, Programs, choose_partitions, device_bytes, estimate_training, programs_of
+from mpt_jax.memory import Estimate, Programs, choose_partitions, decoded_length, device_bytes, estimate_training, programs_of
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.partitioning import batch_ways, check_batch_size, make_mesh
 from mpt_jax.quiet import silent_stderr
@@ -85,7 +85,6 @@ def make_plan(experiment: Experiment, topology: str) -> Plan:
     mesh = make_mesh(partition, devices)
     check_batch_size(experiment.data.batch_size, mesh)
     programs = programs_of(experiment, groups, mesh)
-    steps = experiment.decode.max_length or experiment.data.lengths["targets"]
     train: Compiled | None = None
     decode: Compiled | None = None
     if where.topology:
@@ -99,7 +98,7 @@ def make_plan(experiment: Experiment, topology: str) -> Plan:
         train,
         decode,
         train_work=work_of(programs.train.trace(*programs.train_arguments)),
-        decode_work=work_of(programs.decode.trace(*programs.decode_arguments), while_steps=steps),
+        decode_work=work_of(programs.decode.trace(*programs.decode_arguments), while_steps=decoded_length(experiment)),
     )
 
 

@@ -9,22 +9,24 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def silent_stderr() -> Iterator[None]:
-    """Drops what native code writes to standard error: start-up lines of TensorFlow and libtpu heed no log level.
-
-    Exceptions pass.
-    """
+def stderr_into(handle: int) -> Iterator[None]:
+    """What anything, native code too, writes to standard error goes to an open file. Exceptions pass."""
     sys.stderr.flush()
     saved = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    os.dup2(handle, 2)
     try:
         yield
     finally:
         sys.stderr.flush()
         os.dup2(saved, 2)
         os.close(saved)
-        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drops what native code writes to standard error: start-up lines of TensorFlow and libtpu heed no log level."""
+    with open(os.devnull, "wb") as nowhere, stderr_into(nowhere.fileno()):
+        yield
 
 
 def leave_libtpu_alone() -> None:
