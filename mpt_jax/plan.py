@@ -105,6 +105,7 @@ def make_plan(experiment: Experiment, topology: str) -> Plan:
 def _tpu_devices(topology: str) -> list[Any]:
     """The devices of a slice that need not exist."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would wait for a metadata server that only Google's VMs have
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans may be made at once: neither touches a device
     hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}  # else libtpu takes 2 x 2 chips a host
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"A plan for a TPU asks its compiler, which is not installed: pip install '{LIBTPU}' (130 MB).")
