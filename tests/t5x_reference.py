@@ -19,6 +19,15 @@ from mpt_jax.trees import flatten, unflatten
 Target = dict[str, np.ndarray]  # T5X's path → array
 
 
+def assert_equal(left: Any, right: Any) -> None:
+    """That two trees have the same paths, dtypes and values."""
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        assert left[path].dtype == right[path].dtype, path
+        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
+
+
 def target_of(params: Params, *, scanned: str = "", heads: T5Config | None = None) -> Target:
     """Our tree under T5X's names: a leaf for each layer, or with `scanned` ("same" or "layers") the layers on axis 1.
 

@@ -25,6 +25,7 @@ import tiny
 import transformers
 from hf_reference import CONFIGS, V1_1, random_params
 from safetensors.numpy import load_file, save_file
+from t5x_reference import assert_equal
 
 from mpt_jax import cli
 from mpt_jax.checkpoint import leaves as leaves_module
@@ -48,14 +49,6 @@ KERNEL = "encoder/layers/mlp/wo/kernel"
 
 def load(checkpoint: Path | str, config: T5Config = CONFIG, vocabulary: str = __file__) -> Any:
     return load_backbone(BackboneConfig(str(checkpoint), config, vocabulary))
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
 
 
 def rounded(params: Any) -> Any:

@@ -13,26 +13,19 @@ import numpy as np
 import pytest
 import t5x_reference as t5x
 from hf_reference import V1_0, V1_1, random_params
+from t5x_reference import assert_equal
 
 from mpt_jax.checkpoint.backbone import load_backbone
 from mpt_jax.checkpoint.t5x_files import find_t5x
 from mpt_jax.config import BackboneConfig, T5Config
 from mpt_jax.errors import UserError
-from mpt_jax.trees import fingerprint, flatten
+from mpt_jax.trees import fingerprint
 
 CONFIG = dataclasses.replace(V1_1, num_decoder_layers=3)
 
 
 def load(checkpoint: Path | str, config: T5Config = CONFIG) -> Any:
     return load_backbone(BackboneConfig(str(checkpoint), config, __file__))
-
-
-def assert_equal(left: Any, right: Any) -> None:
-    left, right = flatten(left), flatten(right)
-    assert left.keys() == right.keys()
-    for path in left:
-        assert left[path].dtype == right[path].dtype, path
-        np.testing.assert_array_equal(left[path], right[path], err_msg=path)
 
 
 def as_bfloat16(params: Any) -> Any:
