@@ -126,7 +126,7 @@ def create_state(
     state = _initial_state(trainable, optimizer_config, total_steps, groups, seed, spike_window)
     places = state_sharding(state, model, mesh)
     # Made in its place: of several processes, `device_put` compares what each one gives, and NaN is not equal to NaN.
-    recent = jax.jit(lambda: jnp.full(state.recent.shape, jnp.nan), out_shardings=places.recent)()
+    recent = jax.jit(lambda: jnp.full(state.recent.shape, jnp.nan, state.recent.dtype), out_shardings=places.recent)()
     placed: TrainState = jax.device_put(state.replace(recent=()), places.replace(recent=()), may_alias=False)
     return placed.replace(recent=recent)
 
