@@ -88,12 +88,12 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
 
     def loss_fn(trainable: Any, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Aux]:
         params = trainable["backbone"] if prompt_module is None else frozen["backbone"]
-        prompt = None
+        prompt = prompt_mask = None
         if prompt_module is not None:
-            prompt = batch_prompts(prompt_module, trainable, model, params, batch)
+            prompt, prompt_mask = batch_prompts(prompt_module, trainable, model, params, batch)
         teacher_prompts = frozen.get("teacher")
         hidden = "none" if teacher_prompts is None else _hidden_needed(cfg)
-        student = forward(model, params, batch, prompt, dropout_key=key, hidden=hidden)
+        student = forward(model, params, batch, prompt, prompt_mask=prompt_mask, dropout_key=key, hidden=hidden)
 
         groups_of_examples = jnp.asarray(groups)[batch["task_ids"]]
         group_ids = of_positions(groups_of_examples, batch.get("decoder_segments"))

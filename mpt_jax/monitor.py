@@ -180,6 +180,7 @@ class Best:
     Attributes:
         trainable: as the state's; each group's entries are of its best step.
         score, step: [G]; -inf and 0 before the first validation.
+        stale: [G], validations since then.
     """
 
     def __init__(self, trainable: Tree, groups: Sequence[int]):
@@ -188,15 +189,17 @@ class Best:
         self.trainable = to_host(trainable)
         self.score = np.full(total, -np.inf)
         self.step = np.zeros(total, np.int64)
+        self.stale = np.zeros(total, np.int64)
 
     def tree(self) -> Tree:
         """For the checkpoint."""
-        return {"trainable": self.trainable, "score": self.score, "step": self.step}
+        return {"trainable": self.trainable, "score": self.score, "step": self.step, "stale": self.stale}
 
     def load(self, tree: Tree | None) -> None:
         """From the checkpoint."""
         if tree is not None:
-            self.trainable, self.score, self.step = to_host(tree["trainable"]), np.array(tree["score"]), np.array(tree["step"])
+            self.trainable = to_host(tree["trainable"])
+            self.score, self.step, self.stale = (np.array(tree[name]) for name in ("score", "step", "stale"))
 
     def update(self, step: int, metrics: Sequence[dict[str, float]], tasks: Sequence[str], trainable: Tree) -> dict[str, Any]:
         """Keep the groups that are better than ever. Returns the record of this validation.
@@ -207,6 +210,7 @@ class Best:
         by_stream = np.asarray([main_score(one) for one in metrics])
         scores = np.asarray([by_stream[self._groups == group].mean() for group in range(len(self.score))])
         better = scores > self.score
+        self.stale = np.where(better, 0, self.stale + 1)
         if better.any():
             self.score, self.step = np.where(better, scores, self.score), np.where(better, step, self.step)
             now = to_host(trainable)

@@ -20,10 +20,25 @@ import optax
 from mpt_jax import trees
 from mpt_jax.config import OptimizerConfig
 from mpt_jax.errors import UserError
-from mpt_jax.prompts.base import bank_axis, number_of_groups
+from mpt_jax.prompts.base import bank_axis, has_tokens, number_of_groups
 
 BACKBONE = "backbone/"
 LAYERS = "/layers/"  # scanned layers: one leaf stacks the parameters of all layers on axis 0
+
+
+class GroupScales(NamedTuple):
+    """What the groups of a bank have of their own; () = 1 for all. Hashable, so that equal ones share compiled programs.
+
+    Attributes:
+        rates: [G], factors on the learning rates of `OptimizerConfig.rules`.
+        filled: [G], how much of a prompt's P tokens are not masked; means over a parameter are taken over these.
+    """
+
+    rates: tuple[float, ...] = ()
+    filled: tuple[float, ...] = ()
+
+
+ALIKE = GroupScales()
 
 
 class Optimizer(NamedTuple):
@@ -65,11 +80,18 @@ def schedule(cfg: OptimizerConfig, step: jax.Array, total_steps: int) -> jax.Arr
     return jnp.where(step < cfg.warmup_steps, step / max(1, cfg.warmup_steps), factor)
 
 
-def transformation(cfg: OptimizerConfig, rate: jax.Array | float) -> optax.GradientTransformation:
-    """The optax update of one parameter at one learning rate. The state's structure does not depend on the rate."""
+def transformation(
+    cfg: OptimizerConfig, rate: jax.Array | float, filled: jax.Array | float = 1.0
+) -> optax.GradientTransformation:
+    """The optax update of one parameter at one learning rate. The state's structure does not depend on the rate.
+
+    `filled` is how much of the parameter is no masked zero: Adafactor clips by the root mean square of a whole update, which such
+    zeros lower by √filled.
+    """
     if cfg.name == "adafactor":
         return optax.adafactor(
             rate,
+            clipping_threshold=jnp.sqrt(filled),
             decay_rate=cfg.decay_rate,
             decay_offset=cfg.decay_offset,
             multiply_by_parameter_scale=cfg.scale_by_parameter,
@@ -80,7 +102,11 @@ def transformation(cfg: OptimizerConfig, rate: jax.Array | float) -> optax.Gradi
 
 
 def make_optimizer(
-    cfg: OptimizerConfig, total_steps: int, groups: tuple[int, ...], trainable_shapes: Mapping[str, Any] | None = None
+    cfg: OptimizerConfig,
+    total_steps: int,
+    groups: tuple[int, ...],
+    trainable_shapes: Mapping[str, Any] | None = None,
+    scales: GroupScales = ALIKE,
 ) -> Optimizer:
     """The optimiser of a bank, or of a backbone (leaves under "backbone/").
 
@@ -89,6 +115,7 @@ def make_optimizer(
       total_steps: length of the run, for the "linear" schedule only.
       groups: [N], the group of each stream.
       trainable_shapes: the tree that will be trained (arrays or shapes); checked against the rules at once when given.
+      scales: of the groups; a backbone has none.
 
     Returns:
       `Optimizer`. Its state is {"clock": [G] int32 steps of each group, "step": int32, "leaves": optax states}; frozen
@@ -101,6 +128,8 @@ def make_optimizer(
         learning_rates(cfg.rules, list(trees.flatten(trainable_shapes)))
     group_of = jnp.asarray(groups, jnp.int32)
     num_groups = number_of_groups(groups)
+    rate_factors = jnp.asarray(scales.rates or (1.0,) * num_groups, jnp.float32)
+    filled = jnp.asarray(scales.filled or (1.0,) * num_groups, jnp.float32)
 
     def init(params: Any) -> Any:
         states = {}
@@ -115,8 +144,10 @@ def make_optimizer(
             "leaves": trees.unflatten(states),
         }
 
-    def one(grad: jax.Array, old: Any, param: jax.Array, moves: jax.Array, rate: jax.Array) -> tuple[jax.Array, Any]:
-        updates, new = transformation(cfg, rate).update(grad, old, param)
+    def one(
+        grad: jax.Array, old: Any, param: jax.Array, moves: jax.Array, rate: jax.Array, share: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        updates, new = transformation(cfg, rate, share).update(grad, old, param)
         moved = optax.apply_updates(param, updates)
         return jax.tree.map(lambda after, before: jnp.where(moves, after, before), (moved, new), (param, old))
 
@@ -128,17 +159,19 @@ def make_optimizer(
         flat_grads = {path: grad for path, grad in trees.flatten(grads).items() if rates[path] > 0}
         if cfg.clip_norm > 0:
             flat_grads = _clip(flat_grads, present, group_present, group_of, cfg.clip_norm)
-        by_group = schedule(cfg, state["clock"], total_steps)
-        moving = {  # which entries take the step, and the factor on their learning rate
-            "stream": (present, by_group[group_of]),
-            "group": (group_present, by_group),
-            "backbone": (present.any(), schedule(cfg, state["step"], total_steps)),
+        by_group = schedule(cfg, state["clock"], total_steps) * rate_factors
+        moving = {  # which entries take the step, the factor on their learning rate, and how much of them is not masked
+            "stream": (present, by_group[group_of], filled[group_of]),
+            "group": (group_present, by_group, filled),
+            "backbone": (present.any(), schedule(cfg, state["step"], total_steps), jnp.ones(())),
         }
         for path, grad in flat_grads.items():
-            moves, factor = moving[_owner(path)]
-            axes = (0, 0, 0) + ((None, None) if path.startswith(BACKBONE) else (0, 0))
+            moves, factor, share = moving[_owner(path)]
+            share = share if has_tokens(path) else jnp.ones_like(share)
+            axes = (0, 0, 0) + ((None,) * 3 if path.startswith(BACKBONE) else (0,) * 3)
             step = jax.vmap(one, in_axes=axes) if _is_stacked(path) else one
-            flat_params[path], flat_states[path] = step(grad, flat_states[path], flat_params[path], moves, factor * rates[path])
+            arguments = grad, flat_states[path], flat_params[path], moves, factor * rates[path], share
+            flat_params[path], flat_states[path] = step(*arguments)
         new_state = {
             "clock": state["clock"] + group_present.astype(jnp.int32),
             "step": state["step"] + present.any().astype(jnp.int32),

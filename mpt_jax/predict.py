@@ -17,7 +17,7 @@ from mpt_jax.data.cache import LabelSet
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.models.t5 import T5
 from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, place_batch, replicated
-from mpt_jax.prompted_t5 import inject
+from mpt_jax.prompted_t5 import batch_prompts, inject
 
 Tree = Any
 Batch = Mapping[str, jax.Array]
@@ -214,7 +214,8 @@ def _encode(model: T5, prompt_module: Any, trainable: Tree, params: Tree, batch:
     mask = (tokens > 0).astype(jnp.int32)
     x = model.apply({"params": params}, tokens, method="embed")
     if prompt_module is not None:
-        x, mask = inject(prompt_module.apply({"params": trainable}, batch["task_ids"], x, mask), x, mask)
+        prompt, prompt_mask = batch_prompts(prompt_module, trainable, model, params, batch)
+        x, mask = inject(prompt, x, mask, prompt_mask)
     return params, model.apply({"params": params}, x, mask, method="encode").output, mask
 
 

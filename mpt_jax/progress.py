@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from mpt_jax.files import write_text
 
+LINE_SECONDS = 5.0  # between two lines of training metrics where there is no bar; `metrics.jsonl` has them all
+
 Record = dict[str, Any]
 T = TypeVar("T")
 
@@ -78,16 +80,16 @@ class Progress:
             else None
         )
         self._tensorboard = _TensorBoard(Path(folder) / "tensorboard", start) if tensorboard and writes else None
-        self._began = self._last_time = time.perf_counter()
+        self._began = self._last_time = self._told = time.perf_counter()
         self._last_step = self._first_step = start
 
     def started(self, step: int) -> None:
         """Start the clock anew: the first step was the compiler's."""
-        self._began = self._last_time = time.perf_counter()
+        self._began = self._last_time = self._told = time.perf_counter()
         self._last_step = self._first_step = step
 
     def train(self, step: int, record: Record) -> None:
-        """Tell the training metrics of the steps since the last call."""
+        """Tell the training metrics of the steps since the last call; of the lines, the last and some before it."""
         now = time.perf_counter()
         taken, seconds = step - self._last_step, now - self._last_time
         rate = taken * self._batch_size / seconds if taken and seconds > 0 else 0.0
@@ -108,7 +110,9 @@ class Progress:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {loss}, {rate:.0f} examples/s")
             return
-        done = step - self._first_step
+        if step < self._steps and now - self._told < LINE_SECONDS:
+            return
+        self._told, done = now, step - self._first_step
         left = (self._steps - step) * (now - self._began) / done if done else 0.0
         self.say(f"step {step}/{self._steps}  loss {loss}  {rate:.0f} examples/s  ETA {_clock(left)}")
 

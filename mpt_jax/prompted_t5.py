@@ -1,5 +1,6 @@
 """Soft prompts in front of a T5's input: injection, and the whole forward pass from a batch to logits."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -60,8 +61,10 @@ def inject_packed(prompt: jax.Array, x: jax.Array, segments: jax.Array) -> jax.A
     return jnp.where(soft[..., None], jnp.take_along_axis(tokens, index[..., None], axis=1).astype(x.dtype), x)
 
 
-def batch_prompts(module: Prompt, trainable: Any, model: T5, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """The prompts of the batch's examples, [B,P,D] or, of packed rows, [B,E,P,D]."""
+def batch_prompts(
+    module: Prompt, trainable: Any, model: T5, params: Any, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, jax.Array | None]:
+    """The prompts of the batch's examples and their mask (see `inject`): [B,P,D] and [B,P], packed [B,E,P,D] and [B,E,P]."""
     tokens, task_ids = batch["encoder_tokens"], batch["task_ids"]
     x, mask = model.apply({"params": params}, tokens, method="embed"), tokens > 0
     if "encoder_segments" in batch:  # each example sees its row with nothing but its own text in it
@@ -69,7 +72,7 @@ def batch_prompts(module: Prompt, trainable: Any, model: T5, params: Any, batch:
         mask = (mask[:, None] & (segments == number)).reshape(-1, tokens.shape[1])
         x = jnp.repeat(x, task_ids.shape[1], axis=0)
     prompts: jax.Array = module.apply({"params": trainable}, task_ids.reshape(-1), x, mask)
-    return prompts.reshape(*task_ids.shape, *prompts.shape[1:])
+    return prompts.reshape(*task_ids.shape, *prompts.shape[1:]), module.mask(task_ids)
 
 
 def forward(

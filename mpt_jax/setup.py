@@ -22,6 +22,7 @@ from mpt_jax.distributed import first_goes_first, least
 from mpt_jax.errors import UserError
 from mpt_jax.memory import choose_partitions
 from mpt_jax.models.t5 import logical_axes
+from mpt_jax.optim import GroupScales
 from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
@@ -47,7 +48,34 @@ class Streams(NamedTuple):
     @property
     def seeds(self) -> tuple[int, ...]:
         """The seed of each group [G]: that of its first stream."""
-        return tuple(self.configs[self.groups.index(group)].seed for group in range(max(self.groups) + 1))
+        return tuple(stream.seed for stream in self._firsts)
+
+    @property
+    def inits(self) -> tuple[str, ...]:
+        """How the prompt of each group starts [G]; "" = as `PromptConfig.init` says."""
+        return tuple(stream.init for stream in self._firsts)
+
+    @property
+    def rate_factors(self) -> tuple[float, ...]:
+        """The factor on each group's learning rates [G]."""
+        return tuple(stream.rate_factor for stream in self._firsts)
+
+    def lengths(self, longest: int) -> tuple[int, ...]:
+        """The length of each group's prompt [G], where `longest` is P."""
+        return tuple(stream.length or longest for stream in self._firsts)
+
+    @property
+    def _firsts(self) -> tuple[StreamConfig, ...]:
+        """The first stream of each group."""
+        return tuple(self.configs[self.groups.index(group)] for group in range(max(self.groups) + 1))
+
+    def scales(self, longest: int) -> GroupScales:
+        """What the optimiser has to know of the groups, where `longest` is P."""
+        rates, lengths = self.rate_factors, self.lengths(longest)
+        return GroupScales(
+            rates if set(rates) != {1.0} else (),
+            tuple(length / longest for length in lengths) if set(lengths) != {longest} else (),
+        )
 
 
 def find_streams(experiment: Experiment) -> Streams:
@@ -65,6 +93,14 @@ def find_streams(experiment: Experiment) -> Streams:
     groups = sorted({stream.group for stream in configs})
     if groups != list(range(len(groups))):
         raise UserError(f"DataConfig.streams has the groups {groups}; number them 0 to {len(groups) - 1} without a gap.")
+    for field in ("length", "init", "rate_factor"):
+        for group in groups:
+            values = dict.fromkeys(getattr(stream, field) for stream in configs if stream.group == group)
+            if len(values) > 1:
+                raise UserError(
+                    f"DataConfig.streams gives group {group}, whose streams share a prompt, several values of {field}: "
+                    f"{', '.join(map(repr, values))}; give one."
+                )
     return Streams(configs, rates)
 
 
@@ -161,6 +197,8 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
         experiment.prompt,
         groups=streams.groups,
         seeds=streams.seeds,
+        lengths=streams.lengths(experiment.prompt.length),
+        inits=[init or experiment.prompt.init for init in streams.inits],
         key=jax.random.key(experiment.train.seed),
         embedding=backbone.params["token_embedder"]["embedding"],
         tokenize=vocabulary.encode,
@@ -188,6 +226,8 @@ def load_teachers(path: str, tasks: Sequence[str], backbone: Backbone) -> np.nda
     """
     params, meta = load_prompts(path)
     check_prompts(meta, d_model=backbone.model.config.d_model, backbone=backbone.fingerprint)
+    if len(lengths := set(meta["lengths"])) > 1:
+        raise UserError(f"LossConfig.teachers={path} has prompts of {sorted(lengths)} tokens; give teachers of one length.")
     prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
     return prompts[match_tasks(tasks, meta, f"LossConfig.teachers={path}")]
 
@@ -268,7 +308,8 @@ def open_trained(experiment: Experiment, mesh: Mesh) -> Trained:
     check_prompts(meta, d_model=width, backbone=backbone.fingerprint, max_length=experiment.prompt.max_length)
     prompts = compose(meta["method"], params, tuple(meta["groups"]))
     plain = PromptConfig(method="plain", length=prompts.shape[1], max_length=prompts.shape[1])
-    module = build_prompt(plain, tuple(range(len(prompts))), width)
+    lengths = [meta["lengths"][group] for group in meta["groups"]]
+    module = build_prompt(plain, tuple(range(len(prompts))), width, lengths)
     return Trained(backbone, module, {"prompt": jax.device_put(prompts, replicated(mesh))}, meta, path)
 
 

@@ -14,7 +14,7 @@ validates and saves, in this order and each only if the loss is finite. Its fold
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,13 +108,20 @@ class _Run:
         self.labels = setup.open_labels(experiment, self.streams.tasks, self.vocabulary) if self.validation else None
 
         model, groups = self.backbone.model, self.streams.groups
-        self.prompt_module = build_prompt(experiment.prompt, groups, model.config.d_model)
+        longest = experiment.prompt.length
+        self.prompt_module = build_prompt(experiment.prompt, groups, model.config.d_model, self.streams.lengths(longest))
         self.frozen = setup.frozen_tree(experiment, self.streams, self.backbone, self.mesh)
         start = setup.initial_trainable(experiment, self.streams, self.backbone, self.vocabulary)
         recipe = (experiment.optimizer, self.config.steps, groups)
         self.state = create_state(start, model, *recipe, self.config.seed, self.mesh, self.config.spike_window)
         self.train_step = make_train_step(
-            model, self.prompt_module, experiment.loss, *recipe, self.mesh, self.config.spike_factor
+            model,
+            self.prompt_module,
+            experiment.loss,
+            *recipe,
+            self.mesh,
+            self.config.spike_factor,
+            self.streams.scales(longest),
         )
         self.compiled: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches
         self.best = Best(self.state.trainable, groups) if self.config.eval_period else None
@@ -171,6 +178,12 @@ class _Run:
         if not self.validated:
             self._validate(self.first, interrupt)
         for step, batch in enumerate(self.loader.batches(self.first, config.steps), start=self.first + 1):
+            stopped = self._stopped()
+            if stopped.all():
+                progress.say(f"no score has risen in {config.patience} validations: trained to step {step - 1} of {config.steps}")
+                break
+            if stopped.any():
+                batch = without_groups(batch, self.streams.groups, stopped)
             placed = place_batch({name: array for name, array in batch.items() if name in PACKED_SHAPES}, self.mesh)
             self._compile(placed, interrupt)
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
@@ -211,6 +224,12 @@ class _Run:
             if distributed.is_first():
                 self.folder.finish(self.config.steps, self.backbone.fingerprint, self._seconds())
         return TrainResult(params, path, self.progress.history, scores, self.earlier_seconds)
+
+    def _stopped(self) -> np.ndarray:
+        """bool [G]: the groups that are trained no more, because their score has not risen for `TrainConfig.patience`."""
+        if self.best is None or not self.config.patience:
+            return np.zeros(max(self.streams.groups) + 1, bool)
+        return self.best.stale >= self.config.patience
 
     def _must_stop(self, interrupt: Interrupt, step: int) -> bool:
         """Whether to stop after this step, because that was requested, in any of the processes.
@@ -290,6 +309,16 @@ class _Run:
         return self.earlier_seconds + time.perf_counter() - self.began
 
 
+def without_groups(batch: dict[str, np.ndarray], groups: Sequence[int], left_out: np.ndarray) -> dict[str, np.ndarray]:
+    """The batch with no target of the groups in `left_out` (bool [G]), which it then trains as little as if they were absent."""
+    examples = left_out[np.asarray(groups)[batch["task_ids"]]]
+    if "decoder_segments" in batch:
+        examples = np.take_along_axis(examples, np.maximum(batch["decoder_segments"] - 1, 0), axis=1)
+    else:
+        examples = examples[:, None]
+    return batch | {"loss_weights": np.where(examples, 0, batch["loss_weights"])}
+
+
 def _warnings(experiment: Experiment, loader: Loader) -> Iterator[str]:
     """What a run should not do silently, though it may be meant."""
     steps, warmup = experiment.train.steps, experiment.optimizer.warmup_steps
@@ -317,6 +346,7 @@ def _write_result(
         "tasks": list(streams.tasks),
         "groups": list(streams.groups),
         "seeds": list(streams.seeds),
+        "lengths": list(streams.lengths(experiment.prompt.length)),
         "scores": [float(score) if math.isfinite(score) else None for score in scores],
         "backbone": backbone.fingerprint,
         "steps": experiment.train.steps,

@@ -18,7 +18,7 @@ from mpt_jax.distill import make_loss
 from mpt_jax.guard import finite_gradients, judge
 from mpt_jax.losses import of_positions, present_streams
 from mpt_jax.models.t5 import T5, logical_axes
-from mpt_jax.optim import make_optimizer
+from mpt_jax.optim import ALIKE, GroupScales, make_optimizer
 from mpt_jax.partitioning import replicated, tree_sharding
 from mpt_jax.prompts.base import number_of_groups
 
@@ -55,6 +55,7 @@ def make_train_step(
     groups: tuple[int, ...],
     mesh: Mesh,
     spike_factor: float = 0.0,
+    scales: GroupScales = ALIKE,
 ) -> TrainStep:
     """The compiled `step(state, frozen, batch) -> (state, metrics)`; `state` is donated, `frozen` is only read.
 
@@ -64,6 +65,7 @@ def make_train_step(
         prompt_module: of `prompts.build_prompt`, or None when the backbone is trained.
         groups: group of each stream.
         spike_factor: see `guard.judge`.
+        scales: of the groups.
     Returns:
         One function for all runs whose arguments here are equal, so that a second run with equal shapes compiles nothing.
         Its metrics are the loss function's `aux` and `judge`'s: arrays [G] from before the update.
@@ -72,7 +74,7 @@ def make_train_step(
     loss_config = dataclasses.replace(loss_config, teachers="teachers" if loss_config.teachers else "")
     if optimizer_config.schedule == "constant":
         total_steps = 0
-    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh, spike_factor)
+    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh, spike_factor, scales)
 
 
 @functools.lru_cache(maxsize=64)
@@ -85,12 +87,13 @@ def _make_train_step(
     groups: tuple[int, ...],
     mesh: Mesh,
     spike_factor: float,
+    scales: GroupScales,
 ) -> TrainStep:
     loss_fn = make_loss(model, prompt_module, loss_config, groups)
 
     def step(state: TrainState, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable))
+        optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable), scales)
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
         task_ids = of_positions(batch["task_ids"], batch.get("decoder_segments"))
         present = present_streams(task_ids, batch["loss_weights"], len(groups))

@@ -1,5 +1,6 @@
 """A bank of prompts is its prompts trained one by one: same examples, same start, same updates; who is absent does not move."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -9,7 +10,11 @@ import tiny
 
 from mpt_jax import setup
 from mpt_jax.config import StreamConfig
+from mpt_jax.errors import UserError
+from mpt_jax.predict import predict_tokens
 from mpt_jax.prompts import build_prompt
+from mpt_jax.prompts.base import has_tokens
+from mpt_jax.prompts.files import choose_stream, load_prompts
 from mpt_jax.train import run_training
 from mpt_jax.train_state import create_state, make_train_step
 
@@ -48,6 +53,124 @@ def test_mpt_bank_equals_separate_runs(folder):
         np.testing.assert_allclose(together["shared"][group], result["shared"][0], rtol=1e-4, atol=1e-5)
         for name in ("task_u", "task_v"):
             np.testing.assert_allclose(together[name][2 * group : 2 * group + 2], result[name], rtol=1e-4, atol=1e-5)
+
+
+MIXED = (
+    StreamConfig("tiny_mood", 0, length=2, init="labels", rate_factor=0.1),
+    StreamConfig("tiny_mood", 1, length=3, init="uniform"),
+    StreamConfig("tiny_colour", 2, seed=5, rate_factor=3.0),
+)
+
+
+@pytest.mark.parametrize("method", ["plain", "mpt"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bank_of_different_prompts_equals_separate_runs(folder, name, method):
+    """Shorter prompts beside longer ones, other starts and other rates: each is what a run with its own values trains.
+
+    Normal factors: from ones, all of u would take the same step, and its mean over masked tokens, too, would not show.
+    """
+    labels, rate = ("good", "bad"), 0.03
+    optimizer = OPTIMIZERS[name] | {"weight_decay": 1e-3}
+    common = {"method": method, "steps": 5, "train": {"log_period": 1}}
+    prompt = {"factor_init": "normal", "factor_scale": 0.5, "init_labels": labels}
+    run = f"mixed_{name}_{method}"
+    rules = {"rules": ((".*", rate),)}
+    config = tiny.experiment(folder, run, streams=MIXED, batch_size=12, prompt=prompt, optimizer=optimizer | rules, **common)
+    together = run_training(config)
+    params, meta = load_prompts(together.path)
+    for n, stream in enumerate(MIXED):
+        length = stream.length or config.prompt.length
+        own = prompt | {"length": length, "init": stream.init or config.prompt.init}
+        alone = (StreamConfig(stream.task, seed=stream.seed),)
+        rules = {"rules": ((".*", rate * stream.rate_factor),)}
+        result = run_training(
+            tiny.experiment(folder, f"{run}_{n}", streams=alone, batch_size=4, prompt=own, optimizer=optimizer | rules, **common)
+        )
+        chosen, its_meta = choose_stream(params, meta, n)
+        assert its_meta["length"] == length
+        for path, value in result.params.items():
+            np.testing.assert_allclose(chosen[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+            if has_tokens(path):
+                np.testing.assert_array_equal(params[path][n, : config.prompt.length - length], 0.0)
+        losses = [record["losses"][n] for record in together.history]
+        np.testing.assert_allclose(losses, [record["loss"] for record in result.history], rtol=1e-4)
+
+
+def test_a_shorter_prompt_of_a_bank_is_evaluated_and_started_from_as_alone(folder):
+    """Its predictions, by its place in the bank and alone, and what a run that starts from PATH#TASK or PATH#* trains first."""
+    streams = (StreamConfig("tiny_mood", 0, length=2), StreamConfig("tiny_colour", 1))
+    config = tiny.experiment(folder, "mixed_source", streams=streams)
+    path = run_training(config).path
+    mesh = setup.mesh_of(config)
+    bank = setup.open_trained(config, mesh)
+    single = tiny.experiment(folder, "none", prompt={"length": 2, "init": "file", "init_file": f"{path}#tiny_mood"})
+    alone = setup.open_trained(single, mesh)
+    assert alone.trainable["prompt"].shape == (1, 2, tiny.CONFIG.d_model)
+    inputs = [np.array([5, 6, 7, 1]), np.array([9, 1])]
+    common = {"lengths": tiny.LENGTHS, "decode": config.decode}
+    outputs = [predict_tokens(one.backbone, one.prompt_module, one.trainable, inputs, [0, 0], **common) for one in (bank, alone)]
+    np.testing.assert_array_equal(outputs[0].tokens, outputs[1].tokens)
+    np.testing.assert_allclose(outputs[0].scores, outputs[1].scores, rtol=1e-5)
+    params, _ = load_prompts(path)
+    whole = tiny.experiment(folder, "again", streams=streams, prompt={"init": "file", "init_file": f"{path}#*"})
+    first = setup.initial_trainable(whole, setup.find_streams(whole), bank.backbone, setup.open_vocabulary(whole, bank.backbone))
+    np.testing.assert_array_equal(first["prompt"], params["prompt"])
+    wrong = tiny.replace(whole, data={"streams": tuple(StreamConfig(stream.task, stream.group) for stream in streams)})
+    found, vocabulary = setup.find_streams(wrong), setup.open_vocabulary(wrong, bank.backbone)
+    with pytest.raises(UserError, match=r"whose prompts have \[2, 4\] tokens, but this run's have \[4, 4\]"):
+        setup.initial_trainable(wrong, found, bank.backbone, vocabulary)
+
+
+def test_a_group_is_trained_no_more_when_its_score_has_not_risen_for_patience(folder):
+    """It stays what it then was while the others go on; the run ends with the last, at once when it is called again."""
+    streams = tuple(StreamConfig(task, n) for n, task in enumerate(tiny.TASKS))
+    train = {"eval_period": 1, "max_eval_examples": 4, "patience": 2, "log_period": 1, "checkpoint_period": 1}
+    config = tiny.experiment(folder, "patience", streams=streams, batch_size=12, steps=30, train=train)
+    config = tiny.replace(config, decode={"method": "rank"})  # a T5 that was never trained generates no label
+    result = run_training(config)
+    validations = [record for record in result.history if record["kind"] == "validation"]
+    scores = np.asarray([record["scores"] for record in validations])
+    ends = []
+    for group in range(3):
+        step, stale, best = 0, 0, -np.inf
+        while stale < 2:
+            score, step = scores[step, group], step + 1
+            stale, best = (0, score) if score > best else (stale + 1, best)
+        ends.append(step)
+        np.testing.assert_array_equal(scores[step:, group], scores[step - 1, group])
+    losses = np.asarray([[np.nan if x is None else x for x in r["losses"]] for r in result.history if r["kind"] == "train"])
+    assert [int(np.isfinite(losses[:, group]).sum()) for group in range(3)] == ends
+    assert len(scores) == max(ends) < 30
+    assert len(set(ends)) > 1, "choose other rates: all groups stopped together, which proves little"
+    again = run_training(config)
+    assert again.history == result.history
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"length": 5}, "a stream of 'tiny_mood' with the length 5, but it must be from 1 to PromptConfig.length"),
+        ({"rate_factor": 0.0}, "with the rate_factor 0.0; it must be positive"),
+        ({"init": "labels"}, "PromptConfig.init='labels' needs PromptConfig.init_labels"),
+        ({"init": "file"}, "all of a bank starts from a file or nothing"),
+    ],
+)
+def test_a_stream_that_cannot_be_is_named(folder, changes, sentence):
+    config = tiny.experiment(folder, "wrong", streams=(StreamConfig("tiny_mood", **changes),))
+    with pytest.raises(UserError, match=sentence):
+        config.validate()
+
+
+def test_what_lengths_of_their_own_cannot_go_with(folder):
+    streams = (StreamConfig("tiny_mood", 0, length=2), StreamConfig("tiny_colour", 1))
+    config = tiny.experiment(folder, "wrong", streams=streams)
+    with pytest.raises(UserError, match=r"scale_by_parameter take means over whole prompts.*\[2\]"):
+        tiny.replace(config, optimizer={"factored": True}).validate()
+    with pytest.raises(UserError, match=r"packs prompts of one length.*\[2\]"):
+        tiny.replace(config, data={"pack_lengths": {"inputs": 64, "targets": 12}}).validate()
+    shared = tuple(dataclasses.replace(stream, group=0) for stream in streams)
+    with pytest.raises(UserError, match="gives group 0, whose streams share a prompt, several values of length: 2, 0"):
+        setup.find_streams(tiny.replace(config, data={"streams": shared}))
 
 
 @pytest.mark.parametrize("method", ["plain", "mpt"])

@@ -27,7 +27,13 @@ from mpt_jax.prompts.init import initial_prompt
 P, D, R = 4, tiny.CONFIG.d_model, 2
 TASKS = ["mnli", "naïve/task", "sst2"]
 SHARED = {"tasks": TASKS, "groups": [0, 0, 0], "seeds": [3], "scores": [81.5], "backbone": "f00d", "steps": 70}
-SEPARATE = SHARED | {"groups": [0, 1, 2], "seeds": [3, 4, 5], "scores": [81.5, None, 70.0], "k_shots": [4, 4, 16]}
+SEPARATE = SHARED | {
+    "groups": [0, 1, 2],
+    "seeds": [3, 4, 5],
+    "lengths": [P] * 3,
+    "scores": [81.5, None, 70.0],
+    "k_shots": [4, 4, 16],
+}
 
 
 def random_params(method, groups, width=D):

@@ -17,6 +17,7 @@ META = {
     "groups": [0, 1, 1],
     "seeds": [3, 8],
     "scores": [81.5, None],
+    "lengths": [P, P],
     "backbone": "0123456789abcdef",
 }
 SHAPES = {"mpt": {"shared": (G, P, D), "task_u": (N, P, R), "task_v": (N, R, D)}, "plain": {"prompt": (G, P, D)}}

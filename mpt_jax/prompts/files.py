@@ -10,6 +10,7 @@ Tensors (float32): `prompt` [G,P,D] of a plain prompt (a file of another tool ma
     scores      best validation score of each group, list of G, null where there is none
     backbone    fingerprint of the backbone that it was trained on, "" when unknown
     length, d_model
+    lengths     length of each group's prompt, list of G; shorter ones than `length` have zeros before their tokens
 
 A prompt may also lie in a NumPy array, in prompt-tuning's folder (`arrays.py`) or in a PEFT adapter's (`peft.py`).
 """
@@ -25,7 +26,7 @@ from mpt_jax.config import nearest
 from mpt_jax.errors import UserError
 from mpt_jax.prompts import peft
 from mpt_jax.prompts.arrays import Arrays, find_t5x, is_array, read_array, read_tensors, write_tensors
-from mpt_jax.prompts.base import bank_axis
+from mpt_jax.prompts.base import bank_axis, has_tokens
 
 FILE_NAME = "prompts.safetensors"  # in a run's folder
 LEAVES = {"plain": ("prompt",), "mpt": ("shared", "task_u", "task_v")}
@@ -104,7 +105,10 @@ def choose_stream(params: Arrays, meta: Meta, stream: int) -> tuple[Arrays, Meta
     group = meta["groups"][stream]
     index = {"stream": stream, "group": group}
     chosen = {name: value[index[bank_axis(name)]][None] for name, value in params.items()}
-    picked = {"tasks": [meta["tasks"][stream]], "groups": [0], "seeds": [meta["seeds"][group]], "scores": [meta["scores"][group]]}
+    length = meta["lengths"][group]
+    chosen = {name: value[:, -length:] if has_tokens(name) else value for name, value in chosen.items()}
+    by_group = {key: [meta[key][group]] for key in ("seeds", "scores", "lengths")}
+    picked: Meta = {"tasks": [meta["tasks"][stream]], "groups": [0], "length": length} | by_group
     if isinstance(meta.get("k_shots"), list) and len(meta["k_shots"]) == len(meta["tasks"]):
         picked["k_shots"] = [meta["k_shots"][stream]]
     return chosen, meta | picked
@@ -223,13 +227,15 @@ def _complete(meta: Meta, params: Arrays, file: Path) -> Meta:
         "groups": list(range(groups_held)) if streams == groups_held else [0] * streams,
         "seeds": [0] * groups_held,
         "scores": [None] * groups_held,
+        "lengths": [meta["length"]] * groups_held,
         "backbone": "",
         "path": str(file),
     } | meta
-    expected = {"tasks": streams, "groups": streams, "seeds": groups_held, "scores": groups_held}
+    expected = {"tasks": streams, "groups": streams, "seeds": groups_held, "scores": groups_held, "lengths": groups_held}
     shapes = {name: value.shape for name, value in params.items()}
     fits = all(isinstance(filled[key], list) and len(filled[key]) == size for key, size in expected.items())
     fits = fits and sorted(set(filled["groups"])) == [*range(groups_held)]
+    fits = fits and all(isinstance(length, int) and 0 < length <= meta["length"] for length in filled["lengths"])
     if fits and meta["method"] == "mpt":
         (_, length, width), (n_u, p_u, r_u), (n_v, r_v, d_v) = (shapes[name] for name in LEAVES["mpt"])
         fits = (n_u, p_u, r_u, d_v) == (n_v, length, r_v, width)

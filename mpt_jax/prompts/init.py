@@ -4,6 +4,7 @@ A group's start depends on the run's key and the group's own seed, never on its 
 alone starts from the same numbers.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import PromptConfig
 from mpt_jax.errors import UserError
-from mpt_jax.prompts.base import Groups, Params, compose, method_class, number_of_groups
+from mpt_jax.prompts.base import Groups, Params, compose, method_class, number_of_groups, pad_tokens
 from mpt_jax.prompts.files import check_prompts, load_prompts
 
 Tokenize = Callable[[str], list[int]]
@@ -23,6 +24,8 @@ def initial_prompt(
     *,
     groups: Sequence[int],
     seeds: Sequence[int],
+    lengths: Sequence[int] = (),
+    inits: Sequence[str] = (),
     key: jax.Array,
     embedding: jax.Array,
     tokenize: Tokenize,
@@ -45,6 +48,8 @@ def initial_prompt(
                             plain prompt: P* is that prompt. To a plain prompt from MPT: the composed one.
       groups: [N] group of each stream.
       seeds: [G] seed of each group.
+      lengths: [G] length of each group's prompt; () = `cfg.length`.
+      inits: [G] as `cfg.init`, which stands for all with (); "file" is for all groups or none.
       key: the run's random key.
       embedding: [V,D] of the backbone.
       tokenize: text → ids, without EOS.
@@ -60,18 +65,21 @@ def initial_prompt(
     groups = tuple(groups)
     if len(seeds) != number_of_groups(groups):
         raise ValueError(f"{len(seeds)} seeds for {number_of_groups(groups)} groups")
+    lengths, inits = lengths or [cfg.length] * len(seeds), inits or [cfg.init] * len(seeds)
     keys = jnp.stack([jax.random.fold_in(key, seed) for seed in seeds])
     base_keys, factor_keys = jax.vmap(lambda one: tuple(jax.random.split(one)))(keys)
     method = method_class(cfg.method)
     if cfg.init == "file":
-        params, meta = _trained(cfg, groups, embedding.shape[-1], fingerprint)
+        params, meta = _trained(cfg, groups, lengths, embedding.shape[-1], fingerprint)
         resumed = None
         if meta["method"] == cfg.method:
             resumed = params if cfg.init_file.endswith("#*") else method.resume(cfg, params, meta, groups)
-        fresh = method.initial(cfg, _one_per_group(params, meta, groups), groups, factor_keys)
+        fresh = method.initial(cfg, _one_per_group(params, meta, groups), groups, factor_keys, lengths)
         return _floats(fresh if resumed is None else _same_shapes(resumed, fresh, cfg.init_file))
-    base = jnp.stack([_start(cfg, one, embedding, tokenize, vocab_size) for one in base_keys])
-    return _floats(method.initial(cfg, base, groups, factor_keys))
+    own = [dataclasses.replace(cfg, length=length, init=init) for length, init in zip(lengths, inits, strict=True)]
+    starts = [_start(one, key, embedding, tokenize, vocab_size) for one, key in zip(own, base_keys, strict=True)]
+    base = jnp.stack([pad_tokens(start, cfg.length) for start in starts])
+    return _floats(method.initial(cfg, base, groups, factor_keys, lengths))
 
 
 def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: Tokenize, vocab_size: int) -> jax.Array:
@@ -112,21 +120,29 @@ def _sample(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, amount: int
     return embedding[jax.random.choice(key, population, (amount,), replace=False)].astype(jnp.float32)
 
 
-def _trained(cfg: PromptConfig, groups: Groups, d_model: int, fingerprint: str) -> tuple[Params, dict[str, Any]]:
+def _trained(
+    cfg: PromptConfig, groups: Groups, lengths: Sequence[int], d_model: int, fingerprint: str
+) -> tuple[Params, dict[str, Any]]:
     """The prompt file's parameters and metadata, known to fit."""
     params, meta = load_prompts(cfg.init_file)
     check_prompts(meta, d_model=d_model, backbone=fingerprint, length=cfg.length, max_length=cfg.max_length)
+    file, whole = cfg.init_file, cfg.init_file.endswith("#*")
     held, wanted = list(meta["groups"]), list(groups)
-    if cfg.init_file.endswith("#*"):
-        if held != wanted:
-            raise UserError(
-                f"PromptConfig.init_file is {cfg.init_file}, a bank with groups {held}, but this run's are {wanted}; "
-                "'#*' needs equal banks, choose one prompt with PATH#TASK."
-            )
-    elif len(seen := set(held)) > 1:
+    if whole and held != wanted:
         raise UserError(
-            f"PromptConfig.init_file is {cfg.init_file}, which holds {len(seen)} prompts for "
+            f"PromptConfig.init_file is {file}, a bank with groups {held}, but this run's are {wanted}; "
+            "'#*' needs equal banks, choose one prompt with PATH#TASK."
+        )
+    if not whole and len(seen := set(held)) > 1:
+        raise UserError(
+            f"PromptConfig.init_file is {file}, which holds {len(seen)} prompts for "
             f"{', '.join(sorted(set(meta['tasks'])))}; choose one with PATH#TASK."
+        )
+    given = list(meta["lengths"]) if whole else list(meta["lengths"]) * len(lengths)
+    if given != list(lengths):
+        raise UserError(
+            f"PromptConfig.init_file is {file}, whose prompts have {given} tokens, but this run's have {list(lengths)}; "
+            "set the lengths of DataConfig.streams alike."
         )
     return params, meta
 

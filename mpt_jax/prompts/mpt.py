@@ -3,6 +3,8 @@
 The streams of a group share P* ("shared"); U_n [P,R] and V_n [R,D] are the stream's own.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import PromptConfig, nearest
 from mpt_jax.errors import UserError
-from mpt_jax.prompts.base import Groups, Params, Prompt, number_of_groups, register
+from mpt_jax.prompts.base import Groups, Params, Prompt, number_of_groups, pad_tokens, register
 
 
 def hadamard(shared: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
@@ -27,8 +29,8 @@ class MPTPrompt(Prompt):
     rank: int = 1  # R
 
     @classmethod
-    def build(cls, cfg: PromptConfig, groups: Groups, d_model: int) -> "MPTPrompt":
-        return cls(groups=groups, length=cfg.length, d_model=d_model, rank=cfg.rank)
+    def build(cls, cfg: PromptConfig, groups: Groups, d_model: int, lengths: tuple[int, ...]) -> "MPTPrompt":
+        return cls(groups=groups, length=cfg.length, d_model=d_model, lengths=lengths, rank=cfg.rank)
 
     @nn.compact
     def __call__(self, task_ids: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -44,9 +46,9 @@ class MPTPrompt(Prompt):
         return hadamard(shared[jnp.asarray(groups)], u, v)
 
     @staticmethod
-    def initial(cfg: PromptConfig, base: jax.Array, groups: Groups, keys: jax.Array) -> Params:
+    def initial(cfg: PromptConfig, base: jax.Array, groups: Groups, keys: jax.Array, lengths: Sequence[int]) -> Params:
         """`base` becomes P*; see `initial_factors` for u and v."""
-        u, v = zip(*_factors_in_order(cfg, base.shape[-1], groups, keys), strict=True)
+        u, v = zip(*_factors_in_order(cfg, base.shape[-1], groups, keys, lengths), strict=True)
         return {"shared": base, "task_u": jnp.stack(u), "task_v": jnp.stack(v)}
 
     @staticmethod
@@ -78,11 +80,15 @@ def initial_factors(cfg: PromptConfig, d_model: int, key: jax.Array) -> tuple[ja
     return jnp.ones(u_shape), 1.0 / cfg.rank + noise
 
 
-def _factors_in_order(cfg: PromptConfig, d_model: int, groups: Groups, keys: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """The factors of each stream, which depend on its group's key and its place within the group only."""
+def _factors_in_order(
+    cfg: PromptConfig, d_model: int, groups: Groups, keys: jax.Array, lengths: Sequence[int]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """The factors of each stream, which depend on its group's key and length and its place within the group only."""
     factors, places = [], [0] * len(keys)
     for group in groups:
-        factors.append(initial_factors(cfg, d_model, jax.random.fold_in(keys[group], places[group])))
+        own = dataclasses.replace(cfg, length=lengths[group])
+        u, v = initial_factors(own, d_model, jax.random.fold_in(keys[group], places[group]))
+        factors.append((pad_tokens(u, cfg.length), v))
         places[group] += 1
     return factors
 

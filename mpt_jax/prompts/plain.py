@@ -1,5 +1,7 @@
 """Prompt Tuning (Lester et al. 2021, §2): each group learns one matrix [P,D] that is put before the input."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,5 +24,5 @@ class PlainPrompt(Prompt):
         return jnp.asarray(params["prompt"])[jnp.asarray(groups)]
 
     @staticmethod
-    def initial(cfg: PromptConfig, base: jax.Array, groups: Groups, keys: jax.Array) -> Params:
+    def initial(cfg: PromptConfig, base: jax.Array, groups: Groups, keys: jax.Array, lengths: Sequence[int]) -> Params:
         return {"prompt": base}
