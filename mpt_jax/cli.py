@@ -20,7 +20,7 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
-from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_bindings import Parsed, parse, parse_cells
 from mpt_jax.gin_text import gin_literal
 from mpt_jax.quiet import leave_libtpu_alone
 from mpt_jax.resolve import DEFAULT, Setting, is_default
@@ -94,6 +94,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--vocabulary", default="")
     parser.add_argument("--topology", default="")
     parser.add_argument("--changed", action="store_true")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
     arguments = parser.parse_intermixed_args([item for item in argv if not item.startswith("--gin.")])
     arguments.help |= not argv
     arguments.bindings = [item.removeprefix("--gin.") for item in argv if item.startswith("--gin.")]
@@ -111,8 +112,9 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.vocabulary and not (arguments.paths and name in ("import", "export")):
         raise UserError(f"--vocabulary is for import and export SRC DST; give {name} --gin.BackboneConfig.vocabulary.")
     for flag, given, users in (
-        ("--topology", arguments.topology, ("plan",)),
+        ("--topology", arguments.topology, ("plan", "sweep")),
         ("--changed", arguments.changed, ("show",)),
+        ("--dry-run", arguments.dry_run, ("sweep",)),
     ):
         if given and name not in users:
             raise UserError(f"{flag} is for {' and '.join(users)}, not for {name}.")
@@ -220,6 +222,28 @@ def _pipeline(arguments: argparse.Namespace) -> None:
     check_study(config)  # refuses a folder that holds another study, before its config.gin changes
     write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
     _say_where_the_report_is(run_pipeline(config))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    """Every cell is resolved before anything is trained."""
+    flags = {own: [f for f in arguments.bindings if f.startswith("SweepConfig.") == own] for own in (True, False)}
+    arguments.bindings = flags[True]
+    config = _configuration(arguments).sweep()
+    read = list(parse_cells(config.axes, arguments.gin_file, flags[False], arguments.search_paths))
+    from mpt_jax import distributed
+    from mpt_jax.sweep import Cell, check_sweep, run_sweep
+
+    cells = [Cell(axes, cell.pipeline()) for axes, cell in read]
+    distributed.refuse(cells[0].study.base.distributed, "sweep")
+    folder = check_sweep(cells)
+    if arguments.dry_run:
+        from mpt_jax.sweep_cost import describe
+
+        print(describe(cells, folder, arguments.topology))
+        return
+    for number, (_, cell) in enumerate(read):
+        write_config(cell.config_gin(PipelineConfig), cells[number].study, str(folder / "cells" / f"{number:03d}"))
+    _say_where_the_report_is(run_sweep(config, cells))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -332,6 +356,7 @@ COMMANDS = {
     "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
+    "sweep": _Command(_sweep, "a grid of studies, packed into banks; several calls share one; --dry-run: what it would do"),
     "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),
     "bench": _Command(_bench, "speed of training and decoding on the devices that are here, with random weights and tokens"),
     "report": _Command(_report, "rewrite report.md and report.html from results.jsonl in --model_dir"),

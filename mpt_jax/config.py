@@ -71,13 +71,35 @@ class StreamConfig:
     """One stream of training examples and the prompt that it trains.
 
     A stream's number is its `task_id`. Streams of one `group` share a plain prompt, or MPT's shared prompt P*;
-    MPT's u, v are always the stream's own. Groups are independent of one another.
+    MPT's u, v are always the stream's own. Groups are independent of one another, and may differ in the last three fields.
     """
 
     task: str
     group: int = 0
     k_shot: int = 0  # 0 = all training examples; k = k examples of each class (of the whole set where there are no classes)
     seed: int = 0  # chooses the k examples, their order and the prompt's initialisation
+    length: int = 0  # of the prompt, at most PromptConfig.length, which 0 stands for; a shorter one is masked on the left
+    init: str = ""  # "" = PromptConfig.init
+    rate_factor: float = 1.0  # on the learning rates of OptimizerConfig.rules
+
+    def validate(self, prompt: "PromptConfig") -> None:
+        where = f"DataConfig.streams has a stream of '{self.task}'"
+        _check(
+            prompt.method != "none" or (self.length, self.init, self.rate_factor) == (0, "", 1.0),
+            f"{where} with a length, init or rate_factor of its own, but PromptConfig.method='none' trains no prompt; clear them",
+        )
+        _check(
+            0 <= self.length <= prompt.length,
+            f"{where} with the length {self.length}, but it must be from 1 to PromptConfig.length (PROMPT_LENGTH) "
+            f"{prompt.length}, or 0, which stands for that",
+        )
+        _check(
+            not self.init or "file" not in (self.init, prompt.init),
+            f"{where} with the init '{self.init}' beside PromptConfig.init='{prompt.init}', but all of a bank starts from a "
+            "file or nothing; clear the stream's",
+        )
+        dataclasses.replace(prompt, init=self.init or prompt.init).validate()
+        _check(0 < self.rate_factor < math.inf, f"{where} with the rate_factor {self.rate_factor}; it must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +264,7 @@ class TrainConfig:
     log_period: int = 50  # steps; a pipeline's short stages tell their loss more often
     eval_period: int = 500  # 0 = no validation, what was trained last is the result; else the best of each group by its score
     max_eval_examples: int = 0  # of each task's split; 0 = all
+    patience: int = 0  # validations in a row without a better score after which a group is trained no more; 0 = to the end
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
     tensorboard: bool = True
@@ -254,13 +277,17 @@ class TrainConfig:
 
     def validate(self) -> None:
         _check(self.log_period > 0, f"TrainConfig.log_period must be positive, not {self.log_period}")
-        for name in ("eval_period", "max_eval_examples", "checkpoint_period"):
+        for name in ("eval_period", "max_eval_examples", "patience", "checkpoint_period"):
             _check(getattr(self, name) >= 0, f"TrainConfig.{name} must not be negative, not {getattr(self, name)}")
         _check(
             self.spike_factor == 0 or 1 < self.spike_factor < math.inf,
             f"TrainConfig.spike_factor must be 0 (no loss is a spike) or above 1, not {self.spike_factor}",
         )
         _check(self.spike_window > 0, f"TrainConfig.spike_window must be positive, not {self.spike_window}")
+        _check(
+            not self.patience or self.eval_period > 0,
+            f"TrainConfig.patience is {self.patience}, but TrainConfig.eval_period=0 validates nothing; set one of them",
+        )
         _choice("TrainConfig.on_bad_step", self.on_bad_step, ("stop", "skip"))
         _check(self.max_skipped_steps > 0, f"TrainConfig.max_skipped_steps must be positive, not {self.max_skipped_steps}")
         _check(self.steps >= 0, f"TrainConfig.steps (TRAIN_STEPS) must not be negative, not {self.steps}")
@@ -460,9 +487,22 @@ class Experiment:
             "T5Config.param_dtype is 'int8', but BackboneConfig.checkpoint='scratch' draws weights to train; set it to 'float32'",
         )
         self._check_splits()
+        for stream in self.data.streams:
+            stream.validate(self.prompt)
         _check(
             not (self.loss.teachers and self.prompt.method == "none"),
             "LossConfig.teachers is set, but PromptConfig.method='none' trains no prompt; clear one of them",
+        )
+        shorter = [stream.length for stream in self.data.streams if stream.length not in (0, self.prompt_length)]
+        _check(
+            not (self.data.pack_lengths and shorter),
+            f"DataConfig.pack_lengths packs prompts of one length, but DataConfig.streams asks for other ones, {shorter}; "
+            "clear one of the two",
+        )
+        _check(
+            not (shorter and (self.optimizer.factored or self.optimizer.scale_by_parameter)),
+            f"OptimizerConfig.factored and scale_by_parameter take means over whole prompts, but DataConfig.streams has "
+            f"shorter ones, {shorter}, than PromptConfig.length (PROMPT_LENGTH) {self.prompt_length}; set both to False",
         )
         longest = self.prompt_length + self.data.lengths["inputs"]
         _check(
@@ -510,8 +550,8 @@ class PipelineConfig:
     targets: tuple[str, ...]
     teacher: StageConfig
     source: StageConfig
-    few_shot: dict[str, StageConfig]  # method → stage
-    full_data: dict[str, StageConfig]
+    few_shot: dict[str, StageConfig] = dataclasses.field(default_factory=dict)  # method → stage
+    full_data: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
     k_shots: tuple[int, ...] = (4, 16, 32)
     seeds: tuple[int, ...] = (0, 1, 2)
     full_seeds: tuple[int, ...] = (0,)
@@ -523,6 +563,29 @@ class PipelineConfig:
     max_test_examples: int = 0  # per task; 0 = all
     bank_size: int = 0  # most prompts trained side by side on the targets, where memory is short; 0 = no limit
     keep_models: bool = False  # keep the weights of model tuning after they are scored, each as large as the backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """A grid of studies: the gin files' `PipelineConfig` with every combination of the axes' values."""
+
+    # What --gin.NAME=VALUE may set → its values: {"PROMPT_LENGTH": (1, 20, 100)}; "gin_file": files that are read besides
+    axes: dict[str, tuple[Any, ...]]
+    x: str = ""  # the axis along which the report's curves run; "" = the first with numbers
+    published: str = ""  # JSON file of published curves to draw beside them (docs/studies/README.md); "" = none
+    claim_timeout: int = 300  # seconds without a sign of life after which another job takes over the points of one
+
+    def validate(self) -> None:
+        _check(bool(self.axes), "SweepConfig.axes is empty; name what is to vary, or run the study with `pipeline`")
+        for name, values in self.axes.items():
+            _check(bool(values), f"SweepConfig.axes['{name}'] has no values; give one or more, or leave the axis out")
+            again = [value for n, value in enumerate(values) if value in values[:n]]
+            _check(not again, f"SweepConfig.axes['{name}'] has {again[:1]} twice; give each value once")
+        _check(
+            not self.x or self.x in self.axes,
+            f"SweepConfig.x is '{self.x}', which is no axis; there are {', '.join(self.axes)}",
+        )
+        _check(self.claim_timeout > 0, f"SweepConfig.claim_timeout must be positive, not {self.claim_timeout}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

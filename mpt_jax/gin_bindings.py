@@ -6,6 +6,7 @@ case, `%gin.REQUIRED` asks for a value. A file is read once, however often it is
 include what it builds on and the order on the command line matters little.
 """
 
+import itertools
 import os
 import re
 import tokenize
@@ -16,12 +17,13 @@ from typing import Any, TextIO
 from gin import config_parser
 
 import mpt_jax
-from mpt_jax.config import DistributedConfig, Experiment, PipelineConfig, nearest
+from mpt_jax.config import DistributedConfig, Experiment, PipelineConfig, SweepConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.gin_text import Macro, Reference, gin_literal
 from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Resolved, Setting
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
+GIN_FILE_AXIS = "gin_file"
 _PACKAGE = Path(mpt_jax.__file__).parent
 
 
@@ -37,6 +39,17 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
     for text in bindings:
         reader.read_flag(text)
     return Parsed(reader.bindings, reader.files)
+
+
+def parse_cells(
+    axes: Mapping[str, Sequence[Any]], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, Any], "Parsed"]]:
+    """(values of the axes, what was read) of every combination: as if given by flags or, with "gin_file", by a further file."""
+    for values in itertools.product(*axes.values()):
+        cell = dict(zip(axes, values, strict=True))
+        files = [*gin_files, *([cell[GIN_FILE_AXIS]] if GIN_FILE_AXIS in cell else [])]
+        flags = [f"{name}={gin_literal(value)}" for name, value in cell.items() if name != GIN_FILE_AXIS]
+        yield cell, parse(files, [*bindings, *flags], search_paths)
 
 
 class Parsed:
@@ -68,6 +81,10 @@ class Parsed:
 
     def experiment(self) -> Experiment:
         config: Experiment = self.resolve(Experiment).config
+        return config
+
+    def sweep(self) -> SweepConfig:
+        config: SweepConfig = self.resolve(SweepConfig).config
         return config
 
     def pipeline(self) -> PipelineConfig:

@@ -14,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import BadStepError
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import load_prompts, save_prompts
-from mpt_jax.stages import START_FILE, Stage, check_same, plan, remaining, run_config
+from mpt_jax.stages import START_FILE, Stage, alone, check_same, plan, remaining, run_config
 from mpt_jax.studies import results
 from mpt_jax.studies.findings import findings
 from mpt_jax.studies.report import write_report
@@ -67,9 +67,12 @@ def run_pipeline(cfg: PipelineConfig) -> Path:
         clock.test_sizes = lab.test_sizes()
         for stage in left:
             clock.begin(stage)
-            records = run_stage(lab, stage, clock)
+            try:
+                records = run_stage(lab, stage, clock.label, clock.say)
+            except BadStepError as error:
+                raise _diverged(lab, stage, error) from None
             results.append(path, records)
-            _drop_weights(cfg, stage)
+            drop_weights(cfg, stage)
             clock.end(stage, records)
     else:
         clock.say(f"all {len(recorded)} runs are in {path}; nothing is left to train")
@@ -144,17 +147,21 @@ class Lab:
         return {task: min(len(cache), most) if most else len(cache) for task, cache in self.tests.items()}
 
 
-def run_stage(lab: Lab, stage: Stage, clock: "Clock") -> list[Record]:
-    """Trains a stage and scores each of its runs; returns their results."""
+def run_stage(lab: Lab, stage: Stage, label: str, say: Callable[[str], None]) -> list[Record]:
+    """Trains a stage and scores each of its runs; returns their results.
+
+    Args:
+        label: put before every line of progress.
+        say: is told what is done besides training.
+    Raises:
+        BadStepError: a run has diverged.
+    """
     began = time.perf_counter()
     starts: list[dict[str, Any]] = spot_starts(lab, stage) if stage.method == "spot" else [{} for _ in stage.runs]
-    try:
-        trained = run_training(stage.experiment, lab.backbone, label=clock.label)
-    except BadStepError as error:
-        raise _diverged(lab, stage, error) from None
+    trained = run_training(stage.experiment, lab.backbone, label=label)
     text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(stage.experiment)}"
     write_text(stage.folder / "config.gin", text)
-    clock.say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
+    say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
     scores = score(lab, stage, trained)
     seconds = (trained.earlier_seconds + time.perf_counter() - began) / len(stage.runs)
     both = zip(scores, starts, strict=True)
@@ -172,13 +179,15 @@ def _diverged(lab: Lab, stage: Stage, error: BadStepError) -> UserError:
 def score(lab: Lab, stage: Stage, trained: TrainResult) -> list[dict[str, float]]:
     """The metrics of each run on its task's test split."""
     experiment, trainable = stage.experiment, trained.params
-    groups = tuple(stream.group for stream in experiment.data.streams)
+    streams = setup.Streams(experiment.data.streams, rates=())
     if "backbone" in trainable:  # laid out on the mesh as the frozen one is
         tuned = lab.backbone._replace(params=trainable["backbone"])
         trainable = {"backbone": setup.open_backbone(experiment, lab.mesh, tuned).params}
     return evaluate(
         lab.backbone,
-        build_prompt(experiment.prompt, groups, lab.backbone.model.config.d_model),
+        build_prompt(
+            experiment.prompt, streams.groups, lab.backbone.model.config.d_model, streams.lengths(experiment.prompt.length)
+        ),
         jax.tree.map(jnp.asarray, trainable),
         [lab.tests[run.task] for run in stage.runs],
         vocabulary=lab.vocabulary,
@@ -224,7 +233,7 @@ def spot_starts(lab: Lab, stage: Stage) -> list[dict[str, Any]]:
 def make_record(lab: Lab, stage: Stage, n: int, metrics: Mapping[str, float], seconds: float, more: Mapping[str, Any]) -> Record:
     """The line of `results.jsonl` for run n of a stage; `more` is added to it."""
     run, experiment = stage.runs[n], stage.experiment
-    trained, shared = numbers_trained(experiment)
+    trained, shared = numbers_trained(alone(stage, n))
     selected = bool(experiment.train.eval_period)
     return {
         "run_id": stage.run_ids[n],
@@ -317,10 +326,10 @@ class Clock:
             single = f" (seed {stage.runs[0].seed})"
         size = f"{len(stage.runs)} runs, " if len(stage.runs) > 1 else ""
         left = self.estimate()
-        to_go = f"about {_duration(left)} to go" if left else "time to go not known yet"
+        to_go = f"about {duration(left)} to go" if left else "time to go not known yet"
         self.say(
             f"stage {number} of {len(self.titles)}: {stage.title}{single}; {size}{stage.experiment.train.steps} steps; "
-            f"{_duration(time.perf_counter() - self.began)} gone, {to_go}"
+            f"{duration(time.perf_counter() - self.began)} gone, {to_go}"
         )
         self.stage_began = time.perf_counter()
 
@@ -332,7 +341,7 @@ class Clock:
             task: results.spread(r["score"] for r in records if r["task"] == task) for task in results.values_of(records, "task")
         }
         scores = ", ".join(f"{task} {mean}" for task, mean in means.items())
-        self.say(f"{self.label} done in {_duration(time.perf_counter() - self.stage_began)}: {scores}")
+        self.say(f"{self.label} done in {duration(time.perf_counter() - self.stage_began)}: {scores}")
 
     def estimate(self) -> float:
         """Seconds that the remaining stages will take at the rate so far; 0 while that is not known."""
@@ -342,7 +351,7 @@ class Clock:
         print(text, file=sys.stderr, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """'12 s', '3 min 20 s', '2 h 05 min'."""
     seconds = round(seconds)
     if seconds < 60:
@@ -352,7 +361,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
-def _drop_weights(cfg: PipelineConfig, stage: Stage) -> None:
+def drop_weights(cfg: PipelineConfig, stage: Stage) -> None:
     """A tuned model is as large as the backbone; once it is scored only its metrics are kept, unless `keep_models`."""
     if stage.method == "model_tuning" and not cfg.keep_models:
         for name in ("model", "checkpoints"):

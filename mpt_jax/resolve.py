@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from mpt_jax.config import Experiment, PipelineConfig, T5Config, nearest
+from mpt_jax.config import Experiment, PipelineConfig, SweepConfig, T5Config, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.gin_text import Macro, Reference
 
@@ -77,8 +77,9 @@ def _dataclasses_in(hint: Any) -> Iterator[type]:
         yield from _dataclasses_in(argument)
 
 
-# Every class that a gin file may name: all that a pipeline or an experiment is made of.
-CLASSES: dict[str, type] = {cls.__name__: cls for root in (Experiment, PipelineConfig) for cls in _dataclasses_in(root)}
+# What a command is given, and every class that a gin file may name: all that these are made of.
+ROOTS = (Experiment, PipelineConfig, SweepConfig)
+CLASSES: dict[str, type] = {cls.__name__: cls for root in ROOTS for cls in _dataclasses_in(root)}
 
 
 def find_class(name: str, origin: str) -> type:
@@ -124,11 +125,11 @@ class Bindings:
         return next((key for key in keys if key in self.fields), None)
 
     def resolve(self, root: type) -> Resolved:
-        """Fills `root` (Experiment or PipelineConfig), validated. Raises `UserError` as the module's text says."""
+        """Fills `root`, one of ROOTS, validated. Raises `UserError` as the module's text says."""
         resolver = _Resolver(self)
         config = resolver.build(root, (), ())
-        every = [_Resolver(self), _Resolver(self)]
-        for other, cls in zip(every, (Experiment, PipelineConfig), strict=True):
+        every = [_Resolver(self) for _ in ROOTS]
+        for other, cls in zip(every, ROOTS, strict=True):
             other.build(cls, (), ())
         _check_reach(self, resolver, every)
         if resolver.undefined:
@@ -225,6 +226,8 @@ class _Resolver:
         return self._convert(value, hint, target), target.source
 
     def _convert(self, value: Any, hint: Any, target: _Target) -> Any:
+        if hint is Any:
+            return value
         if isinstance(value, Reference):
             return self._refer(value, hint, target)
         kind, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -296,7 +299,7 @@ def example(hint: Any) -> str:
         return "(" + ", ".join(example(a) for a in arguments) + ")"
     if kind is dict:
         return "{" + f"{example(arguments[0])}: {example(arguments[1])}" + "}"
-    return {int: "4", float: "0.3", str: "'name'", bool: "True"}.get(hint) or f"@SCOPE/{hint.__name__}()"
+    return {Any: "4", int: "4", float: "0.3", str: "'name'", bool: "True"}.get(hint) or f"@SCOPE/{hint.__name__}()"
 
 
 def _references(value: Any) -> Iterator[str]:

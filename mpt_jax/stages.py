@@ -158,17 +158,28 @@ def tuning_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
     return dataclasses.replace(optimizer, factored=True, scale_by_parameter=True, weight_decay=0.0, decay_offset=0)
 
 
+def alone(stage: Stage, n: int) -> Experiment:
+    """Run n of a stage as it would be trained alone, to the same prompt; MPT's source training is one run for all tasks."""
+    experiment = stage.experiment
+    if stage.kind == "source":
+        return experiment
+    stream = experiment.data.streams[n]
+    single = StreamConfig(stream.task, 0, stream.k_shot, stream.seed)
+    data = dataclasses.replace(experiment.data, mixture=stream.task, streams=(single,), batch_size=stage.batch_per_run)
+    prompt = experiment.prompt
+    prompt = dataclasses.replace(prompt, length=stream.length or prompt.length, init=stream.init or prompt.init)
+    rules = tuple((pattern, rate * stream.rate_factor) for pattern, rate in experiment.optimizer.rules)
+    optimizer = dataclasses.replace(experiment.optimizer, rules=rules)
+    return dataclasses.replace(experiment, data=data, prompt=prompt, optimizer=optimizer)
+
+
 def run_config(stage: Stage, n: int, model_dir: str) -> dict[str, Any]:
     """The configuration of run n as a result records it: as if it had been trained alone, paths relative to MODEL_DIR.
 
     SPoT's `prompt.init_file` is the source prompts that its start is chosen from.
     """
-    config: dict[str, Any] = json.loads(json.dumps(to_dict(stage.experiment)))
+    config: dict[str, Any] = json.loads(json.dumps(to_dict(alone(stage, n))))
     config["prompt"]["init_file"] = stage.start or config["prompt"]["init_file"]
-    config["data"]["batch_size"] = stage.batch_per_run
-    if stage.kind != "source":
-        stream = config["data"]["streams"][n]
-        config["data"] |= {"mixture": stream["task"], "streams": [stream | {"group": 0}]}
     for part, field in (("prompt", "init_file"), ("loss", "teachers"), ("train", "model_dir")):
         path = config[part][field]
         config[part][field] = path.removeprefix(model_dir).lstrip("/") if path.startswith(model_dir) else path
@@ -200,6 +211,8 @@ def check(cfg: PipelineConfig) -> None:
     """UserError for a study that cannot be planned."""
     for field in ("sources", "targets", "seeds", "full_seeds", "source_seeds", "k_shots"):
         values = getattr(cfg, field)
+        if field == "sources" and not values and not _needs_source(cfg) and not _needs_teachers(cfg):
+            continue
         if len(set(values)) < len(values) or not values:
             raise UserError(f"PipelineConfig.{field} must list different values, at least one, not {values}.")
     if any(k < 0 for k in cfg.k_shots):

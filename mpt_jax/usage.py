@@ -81,6 +81,15 @@ USAGES = {
         "continues where it was stopped; with more seeds, targets or methods, only what is new is trained.",
         "  python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin --gin.MODEL_DIR=runs/mine",
     ),
+    "sweep": Usage(
+        "[--dry-run [--topology=NAME]] --gin_file=FILE … [--gin.NAME=VALUE …]",
+        "Runs the study of the gin files with every combination of the values in SweepConfig.axes, and a report with curves "
+        "along SweepConfig.x. Prompts of one backbone are trained side by side, whatever their length, start, rate, task and "
+        "seed. The same command again, here or on other machines that share MODEL_DIR, helps with what is left: no two do the "
+        "same point, and those of a call that died are taken over. A point that fails is recorded, and the rest goes on. With "
+        "--dry-run only says what would be done and what it costs.",
+        "  python -m mpt_jax sweep --gin_file=gin/studies/lengths_mini.gin --dry-run",
+    ),
     "plan": Usage(
         "--topology=NAME --gin_file=FILE … [--gin.NAME=VALUE …]",
         "Tells, before a machine is rented, what a run needs of it: the memory of a device by kind, whether the run fits and "
@@ -124,6 +133,8 @@ FLAGS = {
     "plan": f"{CONFIGURATION}\n\nflags:\n  --topology=NAME             v5e:2x4, v4:2x2x2, h100, h100:8 …",
     "import": f"flags:\n{VOCABULARY}",
     "export": f"{CONFIGURATION}\n\nflags of the second form:\n{VOCABULARY}",
+    "sweep": f"{CONFIGURATION}\n\nflags:\n  --dry-run                   train nothing\n"
+    "  --topology=NAME             with --dry-run: devices whose time is told, as of plan",
     "show": f"{CONFIGURATION}\n\nflags:\n  --changed                   only the values that differ from their defaults",
 }
 

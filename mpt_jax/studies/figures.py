@@ -57,7 +57,7 @@ def scores_by_method(records: Records) -> Figure | None:
             axis.set_ylim(0, max(100, top * 1.02))
             _references(axis, records, tasks)
         axes[0].set_ylabel(f"score, {mean_label(tasks)}")
-        _legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
+        draw_legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
     return figure
 
 
@@ -85,7 +85,7 @@ def scores_by_task(records: Records, k: int) -> Figure | None:
         axis.set_ylim(0, max(100, top * 1.02))
         axis.set_ylabel("score")
         axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
-        _legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
+        draw_legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
     return figure
 
 
@@ -104,14 +104,14 @@ def few_shot_curves(records: Records) -> Figure | None:
     limits = (places[0] - margin, places[-1] + margin)
     aside = 8 / POINTS / 2.4 * (limits[1] - limits[0])  # between methods: 8 points of a panel that is about 2.4 inches wide
     with rc_context(STYLE):
-        figure, axes, columns = _grid(len(panels), (3.0, 2.55), 0.5, sharey=True)
+        figure, axes, columns = grid_of_axes(len(panels), (3.0, 2.55), 0.5, sharey=True)
         everything = []
         for axis, (title, shown) in zip(axes, panels, strict=False):
             _references(axis, records, shown)
             for index, method in enumerate(methods):
                 spreads = [results.spread(results.seed_means(few, method, k, shown).values()) for k in settings]
                 everything += spreads
-                _line(axis, [x + aside * (index - (len(methods) - 1) / 2) for x in places], spreads, look(method))
+                draw_line(axis, [x + aside * (index - (len(methods) - 1) / 2) for x in places], spreads, look(method))
             axis.set_title(title)
             axis.set_xticks(places, [str(k) for k in settings])
             axis.set_xlim(*limits)
@@ -127,7 +127,7 @@ def few_shot_curves(records: Records) -> Figure | None:
             axes[-1].legend(handles=handles, loc="center", title=seeds_note(everything), handlelength=3.2, labelspacing=0.6)
         else:
             axes[0].set_title(f"{panels[0][0]} ({seeds_note(everything)})")
-            _legend(figure, handles)
+            draw_legend(figure, handles)
     return figure
 
 
@@ -137,7 +137,7 @@ def training_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel:
     if not panels:
         return None
     with rc_context(STYLE | {"axes.grid.axis": "both"}):
-        figure, axes, _ = _grid(len(panels), (3.4, 2.7), 0.2)
+        figure, axes, _ = grid_of_axes(len(panels), (3.4, 2.7), 0.2)
         for axis, (title, curves) in zip(axes, panels.items(), strict=False):
             names = task_labels(list(curves))
             for index, name in enumerate(curves):
@@ -249,7 +249,7 @@ def _bar_handles(methods: Sequence[str]) -> list[Any]:
     return [*handles, Line2D([], [], marker="o", mfc="white", mec=EDGE, mew=0.8, ms=DOT, ls="", label="one seed")]
 
 
-def _grid(panels: int, size: tuple[float, float], extra: float, **shared: Any) -> tuple[Figure, Sequence[Axes], int]:
+def grid_of_axes(panels: int, size: tuple[float, float], extra: float, **shared: Any) -> tuple[Figure, Sequence[Axes], int]:
     """(figure, its axes row by row, columns), of panels of a size in inches; axes that are too many are switched off."""
     columns = 2 if panels == 4 else min(3, panels)
     rows = math.ceil(panels / columns)
@@ -260,7 +260,7 @@ def _grid(panels: int, size: tuple[float, float], extra: float, **shared: Any) -
     return figure, axes, columns
 
 
-def _line(axis: Axes, where: Sequence[float], spreads: Spreads, style: Look) -> None:
+def draw_line(axis: Axes, where: Sequence[float], spreads: Spreads, style: Look) -> None:
     points = [(x, s.mean, 0.0 if math.isnan(s.std) else s.std) for x, s in zip(where, spreads, strict=True) if s]
     if points:
         x, y, error = zip(*points, strict=True)
@@ -294,7 +294,7 @@ def _reference_handles(records: Records, tasks: Sequence[str]) -> list[Line2D]:
     return [Line2D([], [], color=REFERENCE_LINES[f][0], ls=REFERENCE_LINES[f][1], lw=1.1, label=f) for f in known]
 
 
-def _legend(figure: Figure, handles: list[Any]) -> None:
+def draw_legend(figure: Figure, handles: list[Any]) -> None:
     """Below everything, in as many columns as the figure is wide enough for."""
     columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.25)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, handlelength=2.4, columnspacing=1.4)

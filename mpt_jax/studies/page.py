@@ -13,12 +13,16 @@ from mpt_jax.studies import figures
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table's cell: what is shown and, for sorting, the number behind it; `weak` ones are printed softly."""
+    """A table's cell: what is shown and, for sorting, the number behind it; `weak` ones are printed softly.
+
+    The page shows `detail`, plain text, when the cell is clicked at.
+    """
 
     text: str
     value: float | None = None
     best: bool = False
     weak: bool = False
+    detail: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +139,8 @@ def _html_cell(cell: Cell) -> str:
     kinds = ["number"] * (cell.value is not None) + ["weak"] * cell.weak
     kind = f' class="{" ".join(kinds)}"' if kinds else ""
     text = html.escape(cell.text)
+    if cell.detail:
+        text = f"<details><summary>{text}</summary><pre>{html.escape(cell.detail)}</pre></details>"
     return f"<td{kind}{value}>{f'<b>{text}</b>' if cell.best else text}</td>"
 
 
@@ -164,7 +170,9 @@ th button::after{content:"\\2195";color:var(--soft);font-size:10px;margin-left:5
 th[aria-sort=ascending] button::after{content:"\\25B2";opacity:1}
 th[aria-sort=descending] button::after{content:"\\25BC";opacity:1}
 tbody tr:hover{background:var(--band)}
-details{margin:14px 0}summary{cursor:pointer;color:var(--link)}
+details{margin:14px 0}td details{margin:0}td{vertical-align:top}
+pre{font:12px/1.4 ui-monospace,"DejaVu Sans Mono",monospace;margin:4px 0}
+summary{cursor:pointer;color:var(--link)}
 @media(max-width:640px){main{padding:20px 12px 48px}h1{font-size:22px}th,td{padding:4px 7px}ul{padding-left:20px}}
 @media print{figure,tr{break-inside:avoid}}
 """

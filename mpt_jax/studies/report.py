@@ -4,6 +4,7 @@ Scores and their tables need that file alone. Training curves and the task vecto
 are still there, and left out, saying so, where they are not.
 """
 
+import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.studies import chance, figures, page, results, tables
 from mpt_jax.studies.findings import findings
+from mpt_jax.studies.grid import build_grid, read_published
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.page import Block, Heading, Picture, Text
 from mpt_jax.studies.results import Record
@@ -26,6 +28,7 @@ Records = Sequence[Record]
 Curves = Mapping[str, Mapping[str, Sequence[figures.Curve]]]
 
 FIGURE_FOLDER = "figures"
+AXES_FILE = "axes.json"  # of a sweep: {"x": axis along which curves run, "published": file of curves to draw beside them}
 ERROR_BARS = "Error bars: one standard deviation over seeds; none where n = 1."
 
 
@@ -40,8 +43,11 @@ def write_report(model_dir: str | Path) -> Path:
     if not records:
         raise UserError(f"{folder / results.RESULTS_FILE} holds no result yet; run the pipeline first.")
     command = shlex.join(["python", "-m", "mpt_jax", "report", f"--model_dir={folder}"])
-    blocks = build(records, read_curves(records, folder), read_task_vectors(records, folder), command)
-    title = "Multitask prompt tuning: results"
+    if any("cell" in record for record in records):
+        title, blocks = "A sweep: results", _sweep(records, folder, command)
+    else:
+        title = "Multitask prompt tuning: results"
+        blocks = build(records, read_curves(records, folder), read_task_vectors(records, folder), command)
     try:
         (folder / FIGURE_FOLDER).mkdir(exist_ok=True)
         for block in blocks:
@@ -52,6 +58,16 @@ def write_report(model_dir: str | Path) -> Path:
     except OSError as error:
         raise UserError(f"The report cannot be written to {folder} ({error.strerror}); make that folder writable.") from None
     return folder / "report.html"
+
+
+def _sweep(records: Records, folder: Path, command: str) -> list[Block]:
+    """The report of a sweep; how its curves run is in the folder's AXES_FILE."""
+    path = folder / AXES_FILE
+    drawn = json.loads(path.read_text()) if path.is_file() else {}
+    published = read_published(drawn["published"]) if drawn.get("published") else []
+    cells = [record for record in records if "cell" in record]
+    blocks = [*build_grid(cells, drawn.get("x", ""), published), Heading("Study"), Text((_about(records),))]
+    return [*blocks, tables.study_table(records), tables.run_table(records), Text(tuple(_provenance(records, command)))]
 
 
 def build(

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mpt_jax.studies import chance, results
@@ -106,15 +106,15 @@ def start_table(spot: Records, source_names: Mapping[str, str]) -> Table:
 
 def run_table(records: Records) -> Table:
     """All records, one row each."""
-    columns = ("stage", "method", "task", "k", "seed", "score", "metrics", "examples", "steps", "seconds", "started from")
+    columns = ("stage", "method", "task", "k", "seed", "score", "metrics", "examples", "steps", "seconds", "started from", "run")
     rows = []
     for r in records:
         metrics = ", ".join(f"{name} {value:.1f}" for name, value in r.get("metrics", {}).items())
         numbers = [number(r.get("num_examples"), "d"), number(r.get("steps"), "d"), number(r.get("seconds"), ".1f")]
         head = (Cell(_stage_label(r["stage"])), Cell(look(r["method"]).label), Cell(r["task"]))
         setting = (setting_cell(r["k"]), number(r["seed"], "d"), number(r["score"], ".2f"), Cell(metrics))
-        rows.append((*head, *setting, *numbers, Cell(r.get("started_from", ""))))
-    title = f"Every run: {counted(len(rows), 'row')}; results.jsonl holds their whole configuration"
+        rows.append((*head, *setting, *numbers, Cell(r.get("started_from", "")), Cell("configuration", detail=_configuration(r))))
+    title = f"Every run: {counted(len(rows), 'row')}, with its whole configuration"
     return Table(title, columns, tuple(rows), folded=True)
 
 
@@ -150,6 +150,23 @@ def _is_best(score: results.Spread | None, column: Sequence[results.Spread | Non
 def _mean_of(runs: Records, field: str, form: str) -> Cell:
     known = [run[field] for run in runs if run.get(field) is not None]
     return number(statistics.fmean(known) if known else None, form)
+
+
+def _configuration(record: Record) -> str:
+    """What the run was trained with, a line for each field, and where it lies."""
+    lines = [
+        f"{name} = {record[name]}" for name in ("run_id", "folder", "backbone", "data", "device", "versions") if name in record
+    ]
+    lines += [f"{path} = {value!r}" for path, value in _fields(record.get("config", {}))]
+    return "\n".join(lines)
+
+
+def _fields(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _stage_label(stage: str) -> str:

@@ -1,0 +1,230 @@
+"""What a sweep trains, planned from its studies' configurations: pure, nothing is read or trained here.
+
+cell    one combination of the axes' values, which is a study (`stages.plan`)
+point   one run of a cell's target stages, or one of its source stages as a whole; cells that ask for the same share it
+job     points that are trained side by side, as one stage: prompts of one backbone, number of steps and k. Those of prompt tuning
+        may differ in length, start and learning rate; those of MPT and SPoT start from one source training
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mpt_jax.checkpoint.folder import FREE
+from mpt_jax.config import Experiment, PipelineConfig, StreamConfig, to_dict
+from mpt_jax.data.fingerprint import digest
+from mpt_jax.stages import RUNS, START_FILE, Stage, alone, plan
+
+FREE_IN_A_SWEEP = FREE | {"backbone.vocabulary"}  # what a point may change in without being another one
+Key = str
+
+
+class Point(NamedTuple):
+    """What is trained and scored once.
+
+    Attributes:
+        key: of what it is trained on and how, whatever the name of its cell.
+        stage: of this one run or, of sources, of all their tasks.
+        cells: numbers of the cells that have it.
+        needs: keys of the source stages that it starts from.
+    """
+
+    key: Key
+    stage: Stage
+    cells: tuple[int, ...]
+    needs: tuple[Key, ...]
+
+    @property
+    def is_source(self) -> bool:
+        return self.stage.kind in ("teachers", "source")
+
+
+class Job(NamedTuple):
+    """Points that are trained together."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def needs(self) -> set[Key]:
+        return {key for point in self.points for key in point.needs}
+
+    def only(self, keys: Sequence[Key]) -> "Job":
+        """The job of some of its points."""
+        return Job(tuple(point for point in self.points if point.key in keys))
+
+    def stage(self) -> Stage:
+        """How the points are trained, into a folder of their own. Run n is of point n; a source stage is one point."""
+        first = self.points[0]
+        if first.is_source:
+            return first.stage
+        return _bank([point.stage for point in self.points], digest(*(point.key for point in self.points)))
+
+
+def plan_jobs(cells: Sequence[PipelineConfig]) -> list[Job]:
+    """The jobs of all cells, sources before what starts from them; the same for the same cells, whatever is done already.
+
+    Args:
+        cells: studies with one MODEL_DIR.
+    Raises:
+        UserError: a study that cannot be planned.
+    """
+    points = collect(cells)
+    banks: dict[str, list[Point]] = {}
+    for point in points:
+        banks.setdefault(point.key if point.is_source or point.stage.method == "model_tuning" else _alike(point), []).append(
+            point
+        )
+    jobs = []
+    for bank in banks.values():
+        size = cells[bank[0].cells[0]].bank_size or len(bank)
+        jobs += [Job(tuple(bank[begin : begin + size])) for begin in range(0, len(bank), size)]
+    return jobs
+
+
+def collect(cells: Sequence[PipelineConfig]) -> list[Point]:
+    """The points of all cells, each once, in the order in which they occur; sources before what starts from them."""
+    points: dict[Key, Point] = {}
+    for number, cell in enumerate(cells):
+        moved: dict[str, str] = {}  # folder that a stage has in its own study → that of its point
+        keys: dict[str, Key] = {}  # the latter → key
+        for stage in plan(cell):
+            here = _moved(stage, moved)
+            if here.kind in ("teachers", "source"):
+                key = _key(here, here.experiment)
+                folder = f"{_runs(cell)}/{here.kind}-{key}"
+                moved[str(stage.folder)], keys[folder] = folder, key
+                singles = [(key, _into(here, folder))]
+            else:
+                singles = [(_key(one, one.experiment), one) for one in _singles(here)]
+            for key, single in singles:
+                needs = tuple(keys[folder] for folder in keys if _starts_from(single, folder))
+                known = points.get(key, Point(key, single, (), needs))
+                points[key] = known._replace(cells=(*known.cells, number))
+    return list(points.values())
+
+
+def _runs(cell: PipelineConfig) -> str:
+    return str(Path(cell.base.train.model_dir).expanduser() / RUNS)
+
+
+def _moved(stage: Stage, moved: Mapping[str, str]) -> Stage:
+    """The stage with the paths of the source stages that it starts from."""
+
+    def path(given: str) -> str:
+        for before, after in moved.items():
+            if given == before or given.startswith(f"{before}/"):
+                return after + given.removeprefix(before)
+        return given
+
+    experiment = stage.experiment
+    experiment = dataclasses.replace(
+        experiment,
+        loss=dataclasses.replace(experiment.loss, teachers=path(experiment.loss.teachers)),
+        prompt=dataclasses.replace(experiment.prompt, init_file=path(experiment.prompt.init_file)),
+    )
+    return dataclasses.replace(stage, experiment=experiment, start=path(stage.start))
+
+
+def _starts_from(stage: Stage, folder: str) -> bool:
+    paths = stage.start, stage.experiment.loss.teachers, stage.experiment.prompt.init_file
+    return any(path == folder or path.startswith(f"{folder}/") for path in paths)
+
+
+def _singles(stage: Stage) -> Iterator[Stage]:
+    """Each run of a stage on target tasks as a stage of its own."""
+    for n, run in enumerate(stage.runs):
+        experiment = alone(stage, n)
+        if stage.method == "spot":  # chosen from `start`, when its bank is trained
+            experiment = dataclasses.replace(experiment, prompt=dataclasses.replace(experiment.prompt, init_file=""))
+        yield dataclasses.replace(stage, runs=(run,), experiment=experiment)
+
+
+def _key(stage: Stage, experiment: Experiment) -> Key:
+    """Of what a stage trains and how it is scored."""
+    return digest(
+        json.dumps([stage.kind, stage.method, stage.k, stage.runs, stage.start]),
+        json.dumps(_fixed(to_dict(experiment)), default=str),
+    )
+
+
+def _fixed(value: Any, prefix: str = "") -> Any:
+    """A configuration without what is free to differ."""
+    if not isinstance(value, dict):
+        return value
+    names = {name: f"{prefix}.{name}" if prefix else name for name in value}
+    return {name: _fixed(value[name], path) for name, path in names.items() if path not in FREE_IN_A_SWEEP}
+
+
+def _alike(point: Point) -> str:
+    """Equal for the points that one bank can train: all but what each of its prompts has of its own."""
+    stage, experiment = point.stage, point.stage.experiment
+    config = _fixed(to_dict(experiment))
+    config["data"] |= {"mixture": "", "streams": ()}
+    optimizer = experiment.optimizer
+    mixed = stage.method == "prompt_tuning" and experiment.prompt.init != "file" and not experiment.data.pack_lengths
+    if mixed and len(optimizer.rules) == 1 and not (optimizer.factored or optimizer.scale_by_parameter):
+        config["prompt"] |= {"length": 0, "init": ""}
+        config["optimizer"]["rules"] = [optimizer.rules[0][0]]
+    return digest(json.dumps([stage.kind, stage.method, stage.k, stage.start, config], default=str))
+
+
+def _bank(stages: Sequence[Stage], name: str) -> Stage:
+    """Runs that are alike as one bank; see `_alike`."""
+    first = stages[0].experiment
+    prompts = [stage.experiment.prompt for stage in stages]
+    longest = max(prompt.length for prompt in prompts)
+    rates = [stage.experiment.optimizer.rules[0][1] for stage in stages]
+    same_rate = len({stage.experiment.optimizer.rules for stage in stages}) == 1
+    streams = tuple(
+        StreamConfig(
+            stage.runs[0].task,
+            group,
+            stage.k,
+            stage.runs[0].seed,
+            length=prompt.length if prompt.length != longest else 0,
+            init=prompt.init if prompt.init != prompts[0].init else "",
+            rate_factor=1.0 if same_rate else rate,
+        )
+        for group, (stage, prompt, rate) in enumerate(zip(stages, prompts, rates, strict=True))
+    )
+    rules = first.optimizer.rules if same_rate else ((first.optimizer.rules[0][0], 1.0),)
+    batch = sum(stage.experiment.data.batch_size for stage in stages)
+    experiment = dataclasses.replace(
+        first,
+        data=dataclasses.replace(first.data, mixture=streams[0].task, streams=streams, batch_size=batch),
+        prompt=dataclasses.replace(prompts[0], length=longest),
+        optimizer=dataclasses.replace(first.optimizer, rules=rules),
+    )
+    stage = dataclasses.replace(stages[0], runs=tuple(stage.runs[0] for stage in stages), experiment=experiment)
+    root = stages[0].folder.parent
+    return _into(stage, f"{root}/{stage.kind}-{stage.method}-{name}")
+
+
+def _into(stage: Stage, folder: str) -> Stage:
+    """The stage with another folder."""
+    experiment = stage.experiment
+    experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, model_dir=folder))
+    if stage.method == "spot" and stage.kind in ("few_shot", "full"):
+        prompt = dataclasses.replace(experiment.prompt, init_file=f"{folder}/{START_FILE}#*")
+        experiment = dataclasses.replace(experiment, prompt=prompt)
+    return dataclasses.replace(stage, experiment=experiment)
+
+
+def spread_of_lengths(job: Job) -> str:
+    """'20 tokens' or '1 to 150 tokens'; "" where a model is tuned."""
+    lengths = [point.stage.experiment.prompt_length for point in job.points]
+    least, most = min(lengths), max(lengths)
+    return "" if not most else f"{most} tokens" if least == most else f"{least} to {most} tokens"
+
+
+def steps_of(job: Job) -> int:
+    """Training steps of the job's stage."""
+    return job.points[0].stage.experiment.train.steps
+
+
+def trained_examples(job: Job) -> int:
+    """Examples that the job trains on."""
+    return math.prod((steps_of(job), job.stage().experiment.data.batch_size))

@@ -1,0 +1,374 @@
+"""What a sweep's report says: scores along an axis, what parameters buy, and a table; from `results.jsonl` alone.
+
+A series is what one curve shows: a method and the values of all axes but the one along x. Runs that several cells share, because
+an axis does not matter to them, are one series.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mpt_jax.errors import UserError
+from mpt_jax.studies import results, tables
+from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes
+from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, STYLE, Look, look
+from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
+from mpt_jax.studies.results import METHODS, Record, Spread
+from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label
+
+Records = Sequence[Record]
+AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
+PUBLISHED_COLOR = "#7a7a7a"
+
+
+class Series(NamedTuple):
+    """A curve's runs: method, and (axis, value) of what else its cells have in common."""
+
+    method: str
+    fixed: tuple[tuple[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        names = ", ".join(f"{short(axis)} {value_label(value)}" for axis, value in self.fixed)
+        return look(self.method).label + (f", {names}" if names else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A curve to draw dashed beside those of the sweep.
+
+    `x` are values of the sweep's x axis, or parameters trained with `against` = "parameters".
+    """
+
+    label: str
+    source: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    against: str = "x"
+
+
+def read_published(path: str | Path) -> list[Published]:
+    """The curves of a JSON file, a list of {"label", "source", "x", "y", "against"}; `source` is printed under the picture.
+
+    Raises:
+      UserError: no such file, or not such a list.
+    """
+    try:
+        return [
+            Published(**curve | {key: tuple(curve[key]) for key in ("x", "y")}) for curve in json.loads(Path(path).read_text())
+        ]
+    except OSError as error:
+        raise UserError(f"SweepConfig.published is '{path}', which cannot be read ({error.strerror}); check the path.") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f'SweepConfig.published is {path}, which is no list of {{"label", "source", "x", "y"}} ({error}); mend it.'
+        ) from None
+
+
+def build_grid(records: Records, x: str = "", published: Sequence[Published] = ()) -> list[Block]:
+    """The report of a sweep as blocks.
+
+    Args:
+      x: the axis along which curves run; "" = the first one with numbers, or the first.
+    """
+    axes = axes_of(records)
+    x = x or next((axis for axis, values in axes.items() if all(map(is_number, values)) and len(values) > 1), next(iter(axes)))
+    targets = results.targets_of(records)
+    if not targets:
+        return [Text(("No target task has been scored yet.",))]
+    tasks = results.values_of(targets, "task")
+    blocks: list[Block] = [Text((_about(records, axes),)), Heading("Scores"), Text(tuple(_findings(targets, x)))]
+    curves = [curve for curve in published if curve.against == "x"]
+    blocks.append(
+        Picture(
+            "score_by_axis",
+            score_by_axis(targets, x, curves),
+            f"Score against {name_of(x)}: {mean_label(tasks)}, error bars of one standard deviation over seeds (none where "
+            f"n = 1). {_sources(curves)}",
+        )
+    )
+    frontier = parameter_frontier(targets, [curve for curve in published if curve.against == "parameters"])
+    if frontier is not None:
+        text = "Score against the numbers that a run trains, on a log scale; one mark for each series and value."
+        blocks.append(Picture("parameters", frontier, text))
+    blocks += [Heading("Numbers"), grid_table(targets, x)]
+    if len(tasks) > 1:
+        blocks.append(by_task_table(targets, x))
+    return blocks
+
+
+def axes_of(records: Records) -> dict[str, list[Any]]:
+    """Every axis with its values, in the order of the cells."""
+    axes: dict[str, list[Any]] = {}
+    for record in records:
+        for axis, value in record.get("cell", {}).items():
+            values = axes.setdefault(axis, [])
+            if value not in values:
+                values.append(value)
+    return axes
+
+
+def series_of(records: Records, x: str) -> dict[Series, list[Record]]:
+    """The runs of each series, methods in the tables' order. What several cells share is counted once for each value of x."""
+    axes = axes_of(records)
+    others = [axis for axis, values in axes.items() if axis != x and len(values) > 1]
+    found: dict[Series, list[Record]] = {}
+    for method in results.values_of(records, "method", METHODS):
+        ours = results.select(records, method=method)
+        matters = [axis for axis in others if _matters(ours, axis, x)]
+        seen = set()
+        for record in ours:
+            fixed = tuple((axis, _hashable(record["cell"].get(axis))) for axis in matters)
+            own = (fixed, _hashable(record["cell"].get(x)), *(record[key] for key in ("stage", "task", "k", "seed")))
+            if own not in seen:
+                seen.add(own)
+                found.setdefault(Series(method, fixed), []).append(record)
+    return found
+
+
+def _matters(records: Records, axis: str, x: str) -> bool:
+    """Whether runs that differ in nothing but the axis are different runs: cells that share a point have the same one."""
+    alike: dict[Any, set[Any]] = {}
+    for record in records:
+        rest = {name: value for name, value in record["cell"].items() if name != axis}
+        key = (json.dumps(rest, sort_keys=True), record["stage"], record["task"], record["k"], record["seed"])
+        alike.setdefault(key, set()).add((record.get("folder"), record.get("group"), record["score"]))
+    return any(len(runs) > 1 for runs in alike.values())
+
+
+def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ()) -> Figure:
+    """One panel per k: the mean over targets along x, a curve for each series."""
+    tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
+    values = axes_of(targets)[x]
+    places, labels, log = _places(values)
+    with rc_context(STYLE):
+        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        handles: dict[str, Line2D] = {}
+        for axis, k in zip(axes, settings, strict=False):
+            here = results.select(targets, k=k)
+            series = series_of(here, x)
+            everything = []
+            for index, (one, runs) in enumerate(series.items()):
+                style = _style(one, list(series))
+                spreads = [_mean(results_at(runs, x, value), k, tasks) for value in values]
+                everything += spreads
+                aside = 0.012 * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
+                draw_line(axis, _aside(places, aside, log), spreads, style)
+                handles[one.label] = _handle(style, one.label)
+            for curve in published:
+                axis.plot(curve.x, curve.y, ls="--", lw=1.2, color=PUBLISHED_COLOR, zorder=1)
+                handles[curve.label] = Line2D([], [], ls="--", lw=1.2, color=PUBLISHED_COLOR, label=curve.label)
+            level = results.reference(targets, "chance", tasks)
+            if level is not None:
+                axis.axhline(level, color="#B03A2E", lw=1.1, zorder=1)
+                handles["chance"] = Line2D([], [], color="#B03A2E", lw=1.1, label="chance")
+            axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
+            _scale(axis, places, labels, log)
+            axis.set_xlabel(name_of(x))
+        for index in range(0, len(axes), columns):
+            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+        draw_legend(figure, list(handles.values()))
+    return figure
+
+
+def parameter_frontier(targets: Records, published: Sequence[Published] = ()) -> Figure | None:
+    """Score against the numbers trained, one panel per k; None where all runs train as many."""
+    sizes = {record["params_trained"] for record in targets if record.get("params_trained")}
+    if len(sizes) < 2:
+        return None
+    tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
+    with rc_context(STYLE):
+        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        handles: dict[str, Line2D] = {}
+        for axis, k in zip(axes, settings, strict=False):
+            by_method: dict[Series, dict[int, list[Record]]] = {}
+            for record in results.select(targets, k=k):
+                by_method.setdefault(Series(record["method"], ()), {}).setdefault(record["params_trained"], []).append(record)
+            for one, by_size in by_method.items():
+                style = look(one.method)
+                for size, runs in sorted(by_size.items()):
+                    for cell_runs in _by_cell(runs):
+                        mean = _mean(cell_runs, k, tasks)
+                        if mean:
+                            error = 0.0 if math.isnan(mean.std) else mean.std
+                            axis.errorbar(
+                                size,
+                                mean.mean,
+                                error,
+                                color=style.color,
+                                marker=style.marker,
+                                ms=5,
+                                capsize=2,
+                                elinewidth=1,
+                                **MARKER,
+                            )
+                handles[one.method] = Line2D([], [], color=style.color, marker=style.marker, ls="", label=style.label, **MARKER)
+            for curve in published:
+                axis.plot(curve.x, curve.y, ls="--", lw=1.2, color=PUBLISHED_COLOR, zorder=1)
+                handles[curve.label] = Line2D([], [], ls="--", lw=1.2, color=PUBLISHED_COLOR, label=curve.label)
+            axis.set_xscale("log")
+            axis.set_title(setting_label(k))
+            axis.set_xlabel("numbers trained for a task")
+        for index in range(0, len(axes), columns):
+            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+        draw_legend(figure, list(handles.values()))
+    return figure
+
+
+def grid_table(targets: Records, x: str) -> Table:
+    """A row for each k, series and value of x: mean over targets, spread, seeds, numbers trained, seconds."""
+    tasks, rows = results.values_of(targets, "task"), []
+    for k, one, value, runs in _rows(targets, x):
+        mean = _mean(runs, k, tasks)
+        known = [run["params_trained"] for run in runs if run.get("params_trained")]
+        seconds = sum(run.get("seconds", 0.0) for run in runs)
+        rows.append(
+            (
+                tables.setting_cell(k),
+                Cell(one.label),
+                Cell(value_label(value), float(value)) if is_number(value) else Cell(value_label(value)),
+                tables.score_cell(mean),
+                tables.number(mean.n if mean else None, "d"),
+                tables.number(known[0] if known else None, ",.0f"),
+                tables.number(seconds, ",.0f"),
+            )
+        )
+    columns = ("k", "series", name_of(x), mean_label(tasks), "seeds", "numbers trained", "seconds, all runs")
+    return Table("Mean scores, ± one standard deviation over seeds; a dash where a target is missing", columns, tuple(rows))
+
+
+def by_task_table(targets: Records, x: str) -> Table:
+    """The same for each target task."""
+    tasks = results.values_of(targets, "task")
+    rows = []
+    for k, one, value, runs in _rows(targets, x):
+        scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
+        where = Cell(value_label(value), float(value)) if is_number(value) else Cell(value_label(value))
+        rows.append((tables.setting_cell(k), Cell(one.label), where, *(tables.score_cell(score) for score in scores)))
+    return Table("Scores on each target", ("k", "series", name_of(x), *tasks), tuple(rows))
+
+
+def results_at(runs: Records, x: str, value: Any) -> list[Record]:
+    """The runs at one value of x."""
+    return [run for run in runs if _hashable(run["cell"].get(x)) == _hashable(value)]
+
+
+def name_of(axis: str) -> str:
+    """An axis as a person reads it."""
+    return AXIS_NAMES.get(axis, short(axis))
+
+
+def short(axis: str) -> str:
+    """'PromptConfig.init_scale' → 'init scale'."""
+    return axis.rpartition(".")[2].replace("_", " ").lower()
+
+
+def value_label(value: Any) -> str:
+    """'20', 'vocab', 't5_1_1_small' of a path."""
+    return Path(value).stem if isinstance(value, str) and value.endswith(".gin") else str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether an axis' value has a place on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _rows(targets: Records, x: str) -> Iterator[tuple[int, Series, Any, list[Record]]]:
+    for k in results.settings_of(targets):
+        here = results.select(targets, k=k)
+        for one, runs in series_of(here, x).items():
+            for value in axes_of(targets)[x]:
+                if there := results_at(runs, x, value):
+                    yield k, one, value, there
+
+
+def _mean(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
+    """Of one series at one value of x, over the seeds that have all tasks."""
+    if not runs:
+        return None
+    return results.spread(results.seed_means(runs, runs[0]["method"], k, tasks).values())
+
+
+def _by_cell(runs: Records) -> Iterator[list[Record]]:
+    cells: dict[str, list[Record]] = {}
+    for run in runs:
+        cells.setdefault(json.dumps(run["cell"], sort_keys=True), []).append(run)
+    yield from cells.values()
+
+
+def _about(records: Records, axes: Mapping[str, Sequence[Any]]) -> str:
+    cells = {json.dumps(record["cell"], sort_keys=True) for record in records}
+    parts = [f"{name_of(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
+    return f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
+
+
+def _findings(targets: Records, x: str) -> Iterator[str]:
+    """For each k and series: the best value of x and the spread there, with the ends of the curve."""
+    tasks = results.values_of(targets, "task")
+    for k in results.settings_of(targets):
+        here = results.select(targets, k=k)
+        for one, runs in series_of(here, x).items():
+            means = [(value, mean) for value in axes_of(targets)[x] if (mean := _mean(results_at(runs, x, value), k, tasks))]
+            if not means:
+                continue
+            value, best = max(means, key=lambda pair: pair[1].mean)
+            line = ", ".join(f"{value_label(at)}: {mean}" for at, mean in means)
+            within = [value_label(at) for at, mean in means if at != value and _within(mean, best)]
+            near = f"; within one standard deviation of it: {listing(within)}" if within else ""
+            yield f"{setting_label(k)}, {one.label}, by {name_of(x)}: {line}. Best at {value_label(value)}{near}."
+
+
+def _within(mean: Spread, best: Spread) -> bool:
+    spread = max((s for s in (mean.std, best.std) if not math.isnan(s)), default=0.0)
+    return best.mean - mean.mean <= spread
+
+
+def _sources(curves: Sequence[Published]) -> str:
+    return " ".join(f"Dashed: {curve.label} ({curve.source})." for curve in curves)
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+
+
+def _places(values: Sequence[Any]) -> tuple[list[float], list[str], bool]:
+    """(places, labels, whether on a log scale): numbers over more than a factor of ten are, words are at 0, 1, 2, …"""
+    labels = [value_label(value) for value in values]
+    if not all(map(is_number, values)):
+        return [float(n) for n in range(len(values))], labels, False
+    places = [float(value) for value in values]
+    return places, labels, min(places) > 0 and max(places) / min(places) > 10
+
+
+def _aside(places: Sequence[float], share: float, log: bool) -> list[float]:
+    """The places moved by a share of their whole extent."""
+    if log:
+        extent = math.log(max(places) / min(places))
+        return [place * math.exp(share * extent) for place in places]
+    return [place + share * (max(places) - min(places) or 1.0) for place in places]
+
+
+def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool) -> None:
+    if log:
+        axis.set_xscale("log")
+    axis.set_xticks(list(places), list(labels))
+    axis.minorticks_off()
+
+
+def _style(one: Series, every: Sequence[Series]) -> Look:
+    """The method's own look where it has one series, else one of the palette's for each series."""
+    if sum(other.method == one.method for other in every) == 1 and one.method in LOOKS:
+        return look(one.method)
+    return dataclasses.replace(CURVE_LOOKS[list(every).index(one) % len(CURVE_LOOKS)], label=one.label)
+
+
+def _handle(style: Look, label: str) -> Line2D:
+    return Line2D([], [], color=style.color, ls=style.line, marker=style.marker, ms=5, label=label, **MARKER)

@@ -1,0 +1,74 @@
+"""What a sweep would do and cost, told before anything is trained (`sweep --dry-run`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from mpt_jax.board import read_results
+from mpt_jax.config import Experiment, PartitionConfig
+from mpt_jax.costs import Work, work_of
+from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
+from mpt_jax.memory import programs_of
+from mpt_jax.partitioning import make_mesh
+from mpt_jax.pipeline import duration
+from mpt_jax.plan import EFFICIENCY, Time, find_slice
+from mpt_jax.studies.wording import counted
+from mpt_jax.sweep import Cell
+
+TERA = 1e12
+
+
+def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
+    """The points, the jobs that they are packed into, and what these compute; with a topology, how long that takes there.
+
+    Raises:
+        UserError: a study that cannot be planned; an unknown topology.
+    """
+    jobs = plan_jobs([cell.study for cell in cells])
+    where = find_slice(topology) if topology else None
+    done = {point.key for job in jobs for point in job.points if read_results(folder, point.key) is not None}
+    total = sum(len(job.points) for job in jobs)
+    shared = sum(len(point.cells) for job in jobs for point in job.points)
+    lines = [
+        f"{counted(len(cells), 'cell')}, {counted(shared, 'point')}"
+        + (f", {total} of them different" if shared > total else "")
+        + f", in {counted(len(jobs), 'job')}"
+        + (f"; {counted(len(done), 'point')} done already" if done else ""),
+        *(f"  {cell.name}" for cell in cells),
+        "",
+        "job  points  prompts          steps   batch    TFLOP  " + ("   time  " if where else "") + "what",
+    ]
+    sums = [0.0, 0.0]
+    for number, job in enumerate(jobs, start=1):
+        left = job.only([point.key for point in job.points if point.key not in done])
+        if not left.points:
+            continue
+        stage = left.stage()
+        work = training_work(stage.experiment)
+        seconds = 0.0
+        if where:
+            each = Time(work.flops / where.size / where.device.flops, work.weight_bytes / where.device.bandwidth, 0.0)
+            seconds = each.likely
+        sums = [sums[0] + work.flops / TERA, sums[1] + seconds]
+        time = f"{duration(seconds):>9}  " if where else ""
+        lines.append(
+            f"{number:3}  {len(left.points):6}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
+            f"{stage.experiment.data.batch_size:7,} {work.flops / TERA:8,.1f}  {time}{stage.title}"
+        )
+    lines += ["", f"In all {sums[0]:,.1f} TFLOP of training; validation and scoring come on top."]
+    if where:
+        lines.append(
+            f"On {where.size} x {where.device.name}, at {EFFICIENCY:.0%} of the peak and without communication: "
+            f"{duration(sums[1])} of training, if the jobs run one after another; compilation and loading come on top."
+        )
+    else:
+        lines.append("With --topology=v5e:2x4 (or h100 …) also the time that this takes there; `plan` says whether a job fits.")
+    return "\n".join(lines)
+
+
+def training_work(experiment: Experiment) -> Work:
+    """Of all steps of a run, from shapes: products of matrices, on all devices together. No data is read."""
+    groups = tuple(stream.group for stream in experiment.data.streams)
+    programs = programs_of(experiment, groups, make_mesh(PartitionConfig(), jax.devices()[:1]))
+    return Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
