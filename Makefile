@@ -3,6 +3,7 @@
 # make mini   pretrains the T5 that ships with the package
 # make loader-speed    measures how many examples a second the loader makes (minutes)
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
+# make bank-speed   measures prompts trained side by side against separate runs (minutes; SIZE=small takes a larger T5)
 # make load-memory   measures the peak memory of loading a T5 1.1 large (3 GB of files each in two formats; minutes)
 # make soak   stops studies at random KILLS=50 times, with SEED=0, by SIGNALS="KILL", and compares what they leave (half an hour)
 # Each creates .venv from the pinned requirements when it is missing or stale. PYTHON=python3.12 chooses the interpreter.
@@ -17,7 +18,7 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-.PHONY: demo test lint format mini soak load-memory loader-speed packing-speed install install-dev clean
+.PHONY: demo test lint format mini soak load-memory loader-speed packing-speed bank-speed install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
@@ -45,9 +46,12 @@ load-memory: $(DEV)
 loader-speed: $(RUNTIME)
 	PYTHONPATH=. $(BIN)/python tests/loader_speed.py
 
-packing-speed: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+packing-speed bank-speed: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
 packing-speed: $(RUNTIME)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/packing_speed.py
+
+bank-speed: $(RUNTIME)
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/bank_speed.py
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

@@ -18,6 +18,7 @@ from mpt_jax.config import Experiment, PipelineConfig, StreamConfig, to_dict
 from mpt_jax.data.fingerprint import digest
 from mpt_jax.stages import RUNS, START_FILE, Stage, alone, plan
 
+OF_DISTILLATION = ("distill_weight", "temperature", "distill_logits", "hidden_layers", "distill_encoder", "distill_decoder")
 FREE_IN_A_SWEEP = FREE | {"backbone.vocabulary"}  # what a point may change in without being another one
 Key = str
 
@@ -146,8 +147,24 @@ def _key(stage: Stage, experiment: Experiment) -> Key:
     """Of what a stage trains and how it is scored."""
     return digest(
         json.dumps([stage.kind, stage.method, stage.k, stage.runs, stage.start]),
-        json.dumps(_fixed(to_dict(experiment)), default=str),
+        json.dumps(_what_matters(experiment), default=str),
     )
+
+
+def _what_matters(experiment: Experiment) -> dict[str, Any]:
+    """The configuration without what is free to differ, or has no effect in this run: cells that differ in that share a point."""
+    config: dict[str, Any] = _fixed(to_dict(experiment))
+    prompt, loss = config["prompt"], config["loss"]
+    if experiment.prompt.method == "none":
+        prompt = {"method": "none"}
+    elif experiment.prompt.method != "mpt":
+        prompt = {name: value for name, value in prompt.items() if name != "rank" and not name.startswith("factor_")}
+    if not experiment.loss.teachers:
+        loss = {name: value for name, value in loss.items() if name not in OF_DISTILLATION}
+    data = config["data"]
+    if experiment.data.sampling != "mpt":
+        data = {name: value for name, value in data.items() if name != "with_replacement"}
+    return config | {"prompt": prompt, "loss": loss, "data": data}
 
 
 def _fixed(value: Any, prefix: str = "") -> Any:
@@ -161,7 +178,7 @@ def _fixed(value: Any, prefix: str = "") -> Any:
 def _alike(point: Point) -> str:
     """Equal for the points that one bank can train: all but what each of its prompts has of its own."""
     stage, experiment = point.stage, point.stage.experiment
-    config = _fixed(to_dict(experiment))
+    config = _what_matters(experiment)
     config["data"] |= {"mixture": "", "streams": ()}
     optimizer = experiment.optimizer
     mixed = stage.method == "prompt_tuning" and experiment.prompt.init != "file" and not experiment.data.pack_lengths

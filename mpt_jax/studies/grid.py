@@ -22,7 +22,7 @@ from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes
 from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, STYLE, Look, look
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.results import METHODS, Record, Spread
-from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label
+from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, task_labels
 
 Records = Sequence[Record]
 AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
@@ -91,8 +91,8 @@ def build_grid(records: Records, x: str = "", published: Sequence[Published] = (
         Picture(
             "score_by_axis",
             score_by_axis(targets, x, curves),
-            f"Score against {name_of(x)}: {mean_label(tasks)}, error bars of one standard deviation over seeds (none where "
-            f"n = 1). {_sources(curves)}",
+            f"Score against {short(x)}: {mean_label(tasks)}, error bars of one standard deviation over seeds (none where "
+            f"n = 1).{_sources(curves)}",
         )
     )
     frontier = parameter_frontier(targets, [curve for curve in published if curve.against == "parameters"])
@@ -180,9 +180,9 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ())
 
 
 def parameter_frontier(targets: Records, published: Sequence[Published] = ()) -> Figure | None:
-    """Score against the numbers trained, one panel per k; None where all runs train as many."""
+    """Score against the numbers trained, one panel per k; None for one method, or where all runs train as many."""
     sizes = {record["params_trained"] for record in targets if record.get("params_trained")}
-    if len(sizes) < 2:
+    if len(sizes) < 2 or len(results.values_of(targets, "method")) < 2:
         return None
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
     with rc_context(STYLE):
@@ -241,7 +241,7 @@ def grid_table(targets: Records, x: str) -> Table:
                 tables.number(seconds, ",.0f"),
             )
         )
-    columns = ("k", "series", name_of(x), mean_label(tasks), "seeds", "numbers trained", "seconds, all runs")
+    columns = ("k", "series", short(x), mean_label(tasks), "seeds", "numbers trained", "seconds, all runs")
     return Table("Mean scores, ± one standard deviation over seeds; a dash where a target is missing", columns, tuple(rows))
 
 
@@ -253,7 +253,8 @@ def by_task_table(targets: Records, x: str) -> Table:
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
         where = Cell(value_label(value), float(value)) if is_number(value) else Cell(value_label(value))
         rows.append((tables.setting_cell(k), Cell(one.label), where, *(tables.score_cell(score) for score in scores)))
-    return Table("Scores on each target", ("k", "series", name_of(x), *tasks), tuple(rows))
+    names = task_labels(tasks)
+    return Table("Scores on each target", ("k", "series", short(x), *(names[task] for task in tasks)), tuple(rows))
 
 
 def results_at(runs: Records, x: str, value: Any) -> list[Record]:
@@ -306,7 +307,7 @@ def _by_cell(runs: Records) -> Iterator[list[Record]]:
 
 def _about(records: Records, axes: Mapping[str, Sequence[Any]]) -> str:
     cells = {json.dumps(record["cell"], sort_keys=True) for record in records}
-    parts = [f"{name_of(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
+    parts = [f"{short(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
     return f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
 
 
@@ -320,10 +321,11 @@ def _findings(targets: Records, x: str) -> Iterator[str]:
             if not means:
                 continue
             value, best = max(means, key=lambda pair: pair[1].mean)
-            line = ", ".join(f"{value_label(at)}: {mean}" for at, mean in means)
+            line = ", ".join(f"{mean} at {value_label(at)}" for at, mean in means)
             within = [value_label(at) for at, mean in means if at != value and _within(mean, best)]
-            near = f"; within one standard deviation of it: {listing(within)}" if within else ""
-            yield f"{setting_label(k)}, {one.label}, by {name_of(x)}: {line}. Best at {value_label(value)}{near}."
+            near = f", within one standard deviation of {listing(within)}" if within else ""
+            highest = f"; highest at {value_label(value)}{near}" if len(means) > 1 else ""
+            yield f"{setting_label(k)}, {one.label}, by {short(x)}: {line}{highest}."
 
 
 def _within(mean: Spread, best: Spread) -> bool:
@@ -332,7 +334,7 @@ def _within(mean: Spread, best: Spread) -> bool:
 
 
 def _sources(curves: Sequence[Published]) -> str:
-    return " ".join(f"Dashed: {curve.label} ({curve.source})." for curve in curves)
+    return "".join(f" Dashed: {curve.label} ({curve.source})." for curve in curves)
 
 
 def _hashable(value: Any) -> Any:

@@ -67,7 +67,8 @@ def _sweep(records: Records, folder: Path, command: str) -> list[Block]:
     published = read_published(drawn["published"]) if drawn.get("published") else []
     cells = [record for record in records if "cell" in record]
     blocks = [*build_grid(cells, drawn.get("x", ""), published), Heading("Study"), Text((_about(records),))]
-    return [*blocks, tables.study_table(records), tables.run_table(records), Text(tuple(_provenance(records, command)))]
+    origin = Text(tuple(_provenance(records, f"`{results.RESULTS_FILE}`", command)))
+    return [*blocks, tables.study_table(records), tables.run_table(records), origin]
 
 
 def build(
@@ -91,7 +92,17 @@ def build(
     )
     blocks += [Heading("Training"), _picture("training_curves", picture, caption, "The runs' folders hold no training curves.")]
     blocks += [Heading("Task vectors"), _task_vector_block(task_vectors or {}, tables.source_trainings(records))]
-    blocks += [Heading("How this page was made"), Text(tuple(_provenance(records, command))), tables.run_table(records)]
+    blocks += [
+        Heading("How this page was made"),
+        Text(
+            tuple(
+                _provenance(
+                    records, f"`{results.RESULTS_FILE}`, the runs' `metrics.jsonl` and the source run's prompt file", command
+                )
+            )
+        ),
+        tables.run_table(records),
+    ]
     return blocks
 
 
@@ -243,10 +254,9 @@ def _source_blocks(records: Records) -> list[Block]:
     return blocks
 
 
-def _provenance(records: Records, command: str) -> Iterator[str]:
+def _provenance(records: Records, sources: str, command: str) -> Iterator[str]:
     if devices := results.values_of(records, "device"):
         yield "Device: " + ", ".join(f"`{device}`" for device in devices) + "."
-    sources = f"`{results.RESULTS_FILE}`, the runs' `metrics.jsonl` and the source run's prompt file"
     again = f" To write it again: `{command}`" if command else ""
     yield f"Written {time.strftime('%Y-%m-%d %H:%M')} from {sources}.{again}"
 

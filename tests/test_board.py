@@ -1,0 +1,114 @@
+"""Who does which point of a sweep: real files, and real processes that die."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mpt_jax.board import Board, read_failures
+from mpt_jax.errors import UserError
+
+KEYS = [f"{n:04x}" for n in range(40)]
+WORKER = """
+import sys, time, random
+from pathlib import Path
+from mpt_jax.board import Board
+folder, name, keys = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
+random.seed(name)
+random.shuffle(keys)
+with Board(folder, 60) as board:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while left := [key for key in keys if board.results(key) is None]:
+        for key in board.take(left[:3]):
+            with open(folder / "log", "a") as log:
+                log.write(f"{key}\\n")
+            time.sleep(0.002)
+            board.finish(key, [{"by": name}])
+"""
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from mpt_jax.board import Board
+with Board(Path(sys.argv[1]), float(sys.argv[2])) as board:
+    print(*board.take(sys.argv[3].split(",")), flush=True)
+    time.sleep(600)
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen:
+    root = Path(__file__).parent.parent
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], cwd=root, stdin=pipe, stdout=pipe, text=True)
+
+
+def test_several_processes_do_every_point_once(tmp_path):
+    with contextlib.ExitStack() as running:
+        workers = [running.enter_context(start(WORKER, str(tmp_path), str(n), ",".join(KEYS))) for n in range(4)]
+        for worker in workers:
+            running.callback(worker.kill)
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        assert [worker.wait(timeout=60) for worker in workers] == [0] * 4
+    assert sorted((tmp_path / "log").read_text().split()) == KEYS
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_the_claims_of_a_killed_process_are_taken_over_at_once_and_those_of_a_living_one_never(tmp_path):
+    sleeping = start(SLEEPER, str(tmp_path), "0.5", "a,b")
+    with sleeping as sleeper, contextlib.ExitStack() as stopping, Board(tmp_path, 0.5) as board:
+        stopping.callback(sleeper.kill)
+        assert sleeper.stdout.readline().split() == ["a", "b"]
+        time.sleep(1.2)  # its signs of life go on
+        assert board.take(["a", "b", "c"]) == ["c"]
+        os.kill(sleeper.pid, signal.SIGKILL)
+        sleeper.wait()
+        assert board.take(["a", "b"]) == ["a", "b"]
+
+
+def test_a_claim_from_another_machine_is_taken_over_when_its_time_is_up(tmp_path):
+    with Board(tmp_path, 0.5) as board:
+        claim = tmp_path / "claims" / "a.json"
+        claim.write_text(json.dumps({"machine": "elsewhere", "pid": os.getpid(), "token": "theirs"}))
+        assert board.take(["a"]) == []
+        past = time.time() - 1
+        os.utime(claim, (past, past))
+        assert board.take(["a"]) == ["a"]
+        assert json.loads(claim.read_text())["token"] != "theirs"
+
+
+def test_what_a_board_holds_is_given_back_when_it_is_left(tmp_path):
+    with Board(tmp_path, 60) as board:
+        assert board.take(["a", "b"]) == ["a", "b"]
+        board.finish("a", [{"score": 1.0}])
+    with Board(tmp_path, 60) as board:
+        assert board.take(["a", "b"]) == ["b"]  # a is done
+        assert board.results("a") == [{"score": 1.0}]
+
+
+def test_failures_are_kept_until_the_point_is_done(tmp_path):
+    with Board(tmp_path, 60) as board:
+        board.take(["a"])
+        board.fail("a", "point a", "no luck")
+        assert read_failures(tmp_path, ["a", "b"]) == {"a": "no luck"}
+        assert board.take(["a"]) == ["a"]  # it may be tried again
+        board.finish("a", [])
+        assert read_failures(tmp_path, ["a", "b"]) == {}
+
+
+def test_bad_folders_and_files_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write into MODEL_DIR"), Board(tmp_path / "file", 60):
+        pass
+    with Board(tmp_path, 60) as board:
+        (tmp_path / "points" / "a.json").write_text("[{")
+        with pytest.raises(UserError, match=r"points/a.json is not JSON .* delete it"):
+            board.results("a")

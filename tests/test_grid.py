@@ -1,0 +1,146 @@
+"""A sweep's report: which runs a curve shows, what its numbers are, and that the page holds them; from records alone."""
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+from mpt_jax.errors import UserError
+from mpt_jax.studies import grid, page, results
+from mpt_jax.studies.report import write_report
+
+LENGTHS, RANKS, TASKS, SEEDS = (1, 20, 100), (1, 4), ("t_a", "t_b"), (0, 1, 2)
+
+
+def score_of(length, rank, method, task, seed):
+    base = 50 + 10 * np.log10(length) + seed + (5 if task == "t_a" else 0)
+    return float(base + (rank if method == "mpt" else 0))
+
+
+def records(methods=("mpt", "prompt_tuning"), lengths=LENGTHS, seeds=SEEDS):
+    """Prompt tuning knows no rank, so its runs are the same in both cells of a length."""
+    found = []
+    for length in lengths:
+        for rank in RANKS:
+            for method in methods:
+                for task in TASKS:
+                    for seed in seeds:
+                        own = rank if method == "mpt" else 0
+                        found.append(
+                            {
+                                "run_id": f"PROMPT_LENGTH={length}, PromptConfig.rank={rank}: {method}/{task}/{seed}",
+                                "stage": "full",
+                                "method": method,
+                                "task": task,
+                                "k": 0,
+                                "seed": seed,
+                                "score": score_of(length, rank, method, task, seed),
+                                "cell": {"PROMPT_LENGTH": length, "PromptConfig.rank": rank},
+                                "folder": f"runs/{method}-{length}-{own}",
+                                "group": TASKS.index(task) * len(seeds) + seed,
+                                "params_trained": 16 * length + own * (length + 16),
+                                "seconds": 1.0,
+                                "chance": 40.0,
+                                "config": {"prompt": {"length": length}},
+                            }
+                        )
+    return found
+
+
+def test_an_axis_without_effect_on_a_method_makes_no_curve_of_its_own():
+    series = grid.series_of(records(), "PROMPT_LENGTH")
+    assert [one.label for one in series] == ["MPT, rank 1", "MPT, rank 4", "Prompt tuning"]
+    runs = len(LENGTHS) * len(TASKS) * len(SEEDS)
+    assert [len(group) for group in series.values()] == [runs] * 3  # what cells share is counted once
+
+
+def test_runs_with_equal_scores_are_different_runs_where_they_lie_apart():
+    chosen = [r | {"score": 50.0} for r in records(("mpt",))]
+    assert len(grid.series_of(chosen, "PROMPT_LENGTH")) == 2
+
+
+def test_table_has_the_means_over_targets_and_their_spread_over_seeds():
+    table = grid.grid_table(records(), "PROMPT_LENGTH")
+    row = next(row for row in table.rows if row[1].text == "MPT, rank 4" and row[2].value == 20)
+    by_seed = [statistics.fmean(score_of(20, 4, "mpt", task, seed) for task in TASKS) for seed in SEEDS]
+    assert row[3].value == pytest.approx(statistics.fmean(by_seed))
+    assert f"± {statistics.stdev(by_seed):.1f}" in row[3].text
+    assert (row[4].value, row[5].value, row[6].value) == (3, 16 * 20 + 4 * 36, 6)
+    assert len(table.rows) == 3 * len(LENGTHS)
+
+
+def test_a_point_without_all_targets_has_no_mean_and_the_rest_has():
+    part = [
+        r
+        for r in records()
+        if not (r["method"] == "mpt" and r["cell"] == {"PROMPT_LENGTH": 20, "PromptConfig.rank": 4} and r["task"] == "t_b")
+    ]
+    table = grid.grid_table(part, "PROMPT_LENGTH")
+    texts = {(row[1].text, row[2].value): row[3].text for row in table.rows}
+    assert texts["MPT, rank 4", 20] == "–" and "–" not in texts["MPT, rank 1", 20]
+    assert grid.score_by_axis(part, "PROMPT_LENGTH") is not None
+
+
+def test_the_curves_are_the_means_on_a_log_axis_where_it_spans_more_than_tenfold():
+    figure = grid.score_by_axis(records(("prompt_tuning",)), "PROMPT_LENGTH")
+    axis = figure.axes[0]
+    assert axis.get_xscale() == "log" and [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "20", "100"]
+    drawn = axis.containers[0].lines[0]
+    means = [statistics.fmean(score_of(n, 1, "prompt_tuning", task, seed) for task in TASKS for seed in SEEDS) for n in LENGTHS]
+    np.testing.assert_allclose(np.asarray(drawn.get_ydata(), float), means)
+    narrow = grid.score_by_axis(records(("prompt_tuning",), lengths=(1, 4)), "PROMPT_LENGTH")
+    assert narrow.axes[0].get_xscale() == "linear"
+
+
+def test_axes_of_words_and_files_stand_side_by_side():
+    changed = [
+        r | {"cell": {"gin_file": f"gin/backbones/t5_{'small' if r['cell']['PROMPT_LENGTH'] == 1 else 'base'}.gin"}}
+        for r in records(("mpt",), lengths=(1, 20))
+    ]
+    figure = grid.score_by_axis(changed, "gin_file")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["t5_small", "t5_base"]
+
+
+def test_sentences_name_the_highest_and_what_is_no_worse():
+    (text,) = grid._findings(records(("prompt_tuning",)), "PROMPT_LENGTH")
+    assert "highest at 100." in text and "± 1.0 at 20" in text
+    flat = [r | {"score": 60.0 + r["seed"]} for r in records(("prompt_tuning",))]
+    assert "within one standard deviation of 20 and 100" in next(iter(grid._findings(flat, "PROMPT_LENGTH")))
+
+
+def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp_path):
+    curve = [{"label": "Theirs", "source": "A paper, Table 1", "x": [1, 100], "y": [40, 60]}]
+    (tmp_path / "theirs.json").write_text(json.dumps(curve))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records()))
+    (tmp_path / "axes.json").write_text(json.dumps({"x": "PROMPT_LENGTH", "published": str(tmp_path / "theirs.json")}))
+    html = write_report(tmp_path).read_text()
+    assert html.count("prompt.length = 20") == 2 * 2 * 2 * 3
+    assert "Dashed: Theirs (A paper, Table 1)." in html
+    assert 'src="http' not in html and 'href="http' not in html
+    assert (tmp_path / "figures" / "score_by_axis.png").stat().st_size > 1000
+    text = (tmp_path / "report.md").read_text()
+    assert "A sweep over prompt length (1, 20, 100) and rank (1, 4): 6 cells, 72 results." in text
+
+
+@pytest.mark.parametrize("text", ["[{]", "[1]", '[{"label": "a"}]', '[{"label": "a", "source": "b", "x": 1, "y": [2]}]'])
+def test_a_published_file_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(UserError, match=r"SweepConfig.published is .*p.json, which is no list of"):
+        grid.read_published(tmp_path / "p.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        grid.read_published(tmp_path / "q.json")
+
+
+def test_a_result_without_a_score_is_named_by_its_line(tmp_path):
+    bad = dict(records()[0])
+    del bad["score"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(bad) + "\n")
+    with pytest.raises(UserError, match=r"results.jsonl, line 1 has 'score': None where a result has a float"):
+        results.read(tmp_path / "results.jsonl")
+
+
+def test_cells_show_their_detail_only_on_the_page():
+    table = page.Table("t", ("run",), ((page.Cell("open", detail="a < b"),),))
+    assert "<details><summary>open</summary><pre>a &lt; b</pre></details>" in page.to_html("t", [table])
+    assert "a < b" not in page.to_markdown("t", [table], "figures")

@@ -1,0 +1,233 @@
+"""A sweep from end to end on the tiny setting: what it leaves, and what a second, a killed and a parallel call do."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import study
+import tiny
+
+from mpt_jax import cli
+from mpt_jax.config import StageConfig, SweepConfig
+from mpt_jax.errors import UserError
+from mpt_jax.gin_bindings import parse_cells
+from mpt_jax.gin_text import config_text
+from mpt_jax.progress import read_history
+from mpt_jax.studies import results
+from mpt_jax.sweep import Cell, run_sweep
+from mpt_jax.sweep_cost import describe, training_work
+
+LENGTHS = (2, 4)
+SWEEP = SweepConfig(axes={"PROMPT_LENGTH": LENGTHS})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("sweep"))
+
+
+def cells_of(folder: Path, run: str, lengths=LENGTHS, **changes) -> list[Cell]:
+    """Studies of MPT and prompt tuning, k = 2, two targets and two seeds, for each length."""
+    few = {method: study.pipeline(folder).few_shot[method] for method in ("mpt", "prompt_tuning")}
+    cells = []
+    for length in lengths:
+        config = study.pipeline(folder, run, **{"k_shots": (2,), "few_shot": few} | changes)
+        config = dataclasses.replace(config, base=tiny.replace(config.base, prompt={"length": length}))
+        cells.append(Cell({"PROMPT_LENGTH": length}, config))
+    return cells
+
+
+@pytest.fixture(scope="module")
+def finished(folder) -> Path:
+    run_sweep(SWEEP, cells_of(folder, "whole"))
+    return folder / "whole"
+
+
+def scores(folder: Path) -> dict[str, float]:
+    return {record["run_id"]: record["score"] for record in results.read(folder / "results.jsonl")}
+
+
+def test_there_is_a_result_for_every_cell_run_and_source(finished):
+    records = results.read(finished / "results.jsonl")
+    assert len(records) == 2 * (2 + 2 + 4 + 4) == len(scores(finished))
+    for record in records:
+        length = record["cell"]["PROMPT_LENGTH"]
+        assert record["run_id"].startswith(f"PROMPT_LENGTH={length}: ")
+        assert record["config"]["prompt"]["length"] == length
+        extra = length + 16 if record["method"] == "mpt" else 0
+        assert record["params_trained"] == 16 * length + extra
+    banks = list((finished / "runs").glob("few_shot-prompt_tuning-*"))
+    assert len(banks) == 1  # both lengths side by side
+    for name in ("report.html", "report.md", "figures/score_by_axis.png", "figures/parameters.png"):
+        assert (finished / name).stat().st_size > 500
+
+
+def test_a_point_of_a_mixed_bank_is_what_a_study_of_its_length_trains(folder, finished):
+    """The losses of each prompt, for its own length alone."""
+    run_sweep(SWEEP, cells_of(folder, "alone", lengths=(2,)))
+    apart = {r["run_id"]: r for r in results.read(folder / "alone" / "results.jsonl")}
+    checked = 0
+    for record in results.read(finished / "results.jsonl"):
+        other = apart.get(record["run_id"])
+        if other is None:
+            continue
+        histories = [read_history(root / r["folder"]) for root, r in ((finished, record), (folder / "alone", other))]
+        losses = [
+            [line["losses"][r["group"]] for line in h]
+            for h, r in zip(histories, (record, other), strict=True)
+            if "losses" in h[0]
+        ]
+        if len(losses) == 2:
+            np.testing.assert_allclose(*losses, rtol=1e-4)
+            checked += 1
+    assert checked == 2 + 4 + 4  # all but the source training, whose streams share one group
+
+
+def test_a_second_call_redoes_nothing_and_a_larger_sweep_only_what_is_new(folder, finished):
+    before = {path: path.stat().st_mtime_ns for kind in ("points", "runs") for path in (finished / kind).rglob("*.json*")}
+    text = (finished / "results.jsonl").read_bytes()
+    run_sweep(SWEEP, cells_of(folder, "whole"))
+    assert (finished / "results.jsonl").read_bytes() == text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    copy = folder / "larger"
+    shutil.copytree(finished, copy)
+    # A copied sweep's paths name the folder that it was made in; so the larger one runs where it is.
+    spare = folder / "spare"
+    finished.rename(spare)
+    copy.rename(finished)
+    try:
+        run_sweep(SWEEP, cells_of(folder, "whole", seeds=(0, 1, 2)))
+        grown = scores(finished)
+        old = {record["run_id"]: record["score"] for record in map(json.loads, text.decode().splitlines())}
+        assert old.items() <= grown.items() and len(grown) == len(old) + 2 * 2 * 2
+    finally:
+        shutil.rmtree(finished)
+        spare.rename(finished)
+
+
+def test_a_point_that_diverges_does_not_stop_the_rest(folder):
+    """The bank that it was in is trained anew without it; the call ends with a sentence, and the next one tries it again."""
+    few = {"prompt_tuning": StageConfig(3, 4, study.PLAIN)}
+    wild = {"prompt_tuning": StageConfig(3, 4, ((".*", 1e30),))}
+    cells = [
+        Cell(
+            {"rate": rate}, study.pipeline(folder, "failing", k_shots=(2,), few_shot=methods, targets=("tiny_mood",), seeds=(0,))
+        )
+        for rate, methods in ((0.3, few), (1e30, wild))
+    ]
+    with pytest.raises(UserError, match=r"1 of 2 points failed; the first, few_shot/k2/prompt_tuning/tiny_mood/seed0, 4 tokens"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.3, 1e30)}), cells)
+    (record,) = results.read(folder / "failing" / "results.jsonl")
+    assert record["cell"] == {"rate": 0.3}
+    (failure,) = (folder / "failing" / "failures").iterdir()
+    assert "not finite" in json.loads(failure.read_text())["error"]
+    assert list((folder / "failing" / "claims").iterdir()) == []
+
+
+def test_what_starts_from_a_failed_source_fails_and_the_rest_is_done(folder):
+    wild = StageConfig(2, 8, (("shared", 1e30), ("task_.*", 1e30)), "adamw")
+    cells = cells_of(folder, "orphans", lengths=(4,), source=wild)
+    with pytest.raises(UserError, match="5 of 10 points failed; the first, MPT source training"):
+        run_sweep(SWEEP, cells)
+    methods = {record["method"] for record in results.read(folder / "orphans" / "results.jsonl")}
+    assert methods == {"prompt_tuning"}
+    errors = [json.loads(path.read_text())["error"] for path in (folder / "orphans" / "failures").iterdir()]
+    assert sum(error.startswith("What it starts from has failed") for error in errors) == 4
+
+
+def gin_study(folder: Path, run: str) -> Path:
+    """A gin file of the same sweep, for calls of the command."""
+    config = cells_of(folder, run, lengths=(4,))[0].study
+    text = config_text(config).replace("PromptConfig.length = 4", "PromptConfig.length = %PROMPT_LENGTH")
+    path = folder / f"{run}.gin"
+    path.write_text(f"PROMPT_LENGTH = 4\nSweepConfig.axes = {{'PROMPT_LENGTH': {LENGTHS}}}\n{text}")
+    return path
+
+
+def call(gin: Path, *more: str) -> subprocess.Popen:
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    command = [sys.executable, "-m", "mpt_jax", "sweep", f"--gin_file={gin}", *more]
+    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_calls_share_a_sweep_and_one_that_is_killed_is_replaced(folder, finished):
+    """Scores are those of one undisturbed call."""
+    gin = gin_study(folder, "shared")
+    with call(gin) as first:
+        deadline = time.monotonic() + 120
+        while not list((folder / "shared").glob("claims/*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    assert list((folder / "shared" / "claims").glob("*.json")), "killed too late: nothing was claimed"
+    with call(gin) as one, call(gin) as other:
+        errors = [process.communicate(timeout=240)[1] for process in (one, other)]
+        assert [one.returncode, other.returncode] == [0, 0], errors
+    assert scores(folder / "shared") == scores(finished)
+    assert list((folder / "shared" / "claims").iterdir()) == []
+    parsed = list(parse_cells({"PROMPT_LENGTH": LENGTHS}, [str(gin)]))
+    for number, (_, cell) in enumerate(parsed):
+        again = (folder / "shared" / "cells" / f"{number:03d}" / "config.gin").read_text()
+        assert again == cell.config_gin(type(cell.pipeline()))
+
+
+def test_dry_run_names_points_jobs_and_cost_and_trains_nothing(folder, capsys):
+    gin = gin_study(folder, "dry")
+    assert cli.main(["sweep", f"--gin_file={gin}", "--dry-run", "--topology=h100"]) == 0
+    out = capsys.readouterr().out
+    assert "2 cells, 20 points, in 7 jobs" in out
+    assert "2 to 4 tokens" in out and "H100" in out
+    assert not (folder / "dry").exists()
+
+
+def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
+    """Two prompts of equal length cost twice what one does, and steps multiply."""
+    (cell,) = cells_of(folder, "cost", lengths=(4,))
+    from mpt_jax.jobs import plan_jobs
+
+    (bank,) = [
+        job for job in plan_jobs([cell.study]) if job.points[0].stage.method == "prompt_tuning" and not job.points[0].is_source
+    ]
+    one, two = (training_work(bank.only([point.key for point in bank.points[:n]]).stage().experiment).flops for n in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.01)
+    assert describe([cell], folder / "cost", "").count("\n") > 5
+
+
+@pytest.mark.parametrize(
+    ("axes", "sentence"),
+    [
+        ("{}", "SweepConfig.axes is empty"),
+        ("{'PROMPT_LENGTH': ()}", r"SweepConfig.axes\['PROMPT_LENGTH'\] has no values"),
+        ("{'PROMPT_LENGTH': (2, 4, 2)}", r"SweepConfig.axes\['PROMPT_LENGTH'\] has \[2\] twice"),
+        ("{'PROMPT_LENTGH': (2,)}", "nothing uses the macro PROMPT_LENTGH. Did you mean 'PROMPT_LENGTH'"),
+        ("{'PromptConfig.rnk': (2,)}", "PromptConfig has no field 'rnk'. Did you mean 'rank'"),
+        ("{'PROMPT_LENGTH': ('a',)}", "must be a whole number, not 'a'"),
+        ("{'MODEL_DIR': ('a', 'b')}", "nothing uses the macro MODEL_DIR"),
+        ("{'TrainConfig.model_dir': ('a', 'b')}", "gives the cells several MODEL_DIRs"),
+        ("{'PROMPT_LENGTH': (0,)}", "must be from 1 to"),
+    ],
+)
+def test_axes_that_cannot_be_are_told(folder, capsys, axes, sentence):
+    gin = gin_study(folder, "wrong")
+    assert cli.main(["sweep", f"--gin_file={gin}", f"--gin.SweepConfig.axes={axes}"]) == 2
+    import re
+
+    assert re.search(sentence, capsys.readouterr().err)
+    assert not (folder / "wrong").exists()
+
+
+def test_folders_of_other_things_are_refused(folder, tmp_path):
+    cells = cells_of(folder, "taken")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "results.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds a study, not a sweep"):
+        run_sweep(SWEEP, cells)
