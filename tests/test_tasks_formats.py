@@ -256,7 +256,8 @@ def texts(tmp_path, dataset, task: str, rows: list[dict]) -> list[tuple[str, str
 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    read = features.rows_dataset(reading.read_rows(file, dataset.columns, dataset.aliases))
+    reader = reading.Reader(dataset.columns, dataset.aliases, dataset.convert)
+    read = features.rows_dataset(reading.read_rows(reading.file_table(file), reader))
     preprocessors = seqio.TaskRegistry.get(task).preprocessors
     assert tuple(preprocessors[-2:]) == features.TOKENIZE
     for preprocessor in preprocessors[:-2]:
