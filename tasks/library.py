@@ -24,7 +24,7 @@ ATTEMPT's rows exactly, TFDS' order gives others, as many.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,8 +268,7 @@ class Source(seqio.FunctionDataSource):
         path = self._file(part.official)
         stream = reading.stream(reading.file_table(path), self._reader, part, dataset.rows.get(part.official, 0))
         if dataset.group:
-            rows = with_all_references(list(stream.rows()), dataset.group, merge=part.official != "train")
-            stream = stream._replace(rows=lambda: iter(rows), size=len(rows))
+            stream = with_all_references(stream, dataset.group, merge=part.official != "train")
         logger.info("%s/%s: %s rows of %s", dataset.name, split, f"{stream.size:,}", path)
         return features.rows_dataset(stream)
 
@@ -310,7 +309,11 @@ class Source(seqio.FunctionDataSource):
         if published and total != published:
             logger.warning("%s/%s has %s rows; the published split has %s", dataset.tfds, official, total, published)
         logger.info("%s/%s: rows of TFDS' %s", dataset.name, split, dataset.tfds)
-        return labelled(select(rows, chosen(part, total), total))
+        rows = labelled(select(rows, chosen(part, total), total))
+        if dataset.group and part.official != "train":  # GEM's E2E has a row for each reference, too
+            stream = features.Stream(lambda: tfds_rows(rows, dataset.columns), 0, self.element_spec)
+            return features.rows_dataset(with_all_references(stream, dataset.group, merge=True))
+        return rows
 
 
 def select(dataset: tf.data.Dataset, numbers: np.ndarray, total: int) -> tf.data.Dataset:
@@ -331,12 +334,28 @@ def labelled(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda x: x["label"] >= 0) if label is not None and label.dtype.is_integer else dataset
 
 
-def with_all_references(rows: list[features.Row], group: str, merge: bool) -> list[features.Row]:
+def tfds_rows(dataset: tf.data.Dataset, names: Iterable[str] = ()) -> Iterator[features.Row]:
+    """The rows as those of a file would be; only the fields `names`, if there are any."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    for row in dataset.as_numpy_iterator():
+        yield {name: plain(row[name]) for name in names or row}
+
+
+def with_all_references(stream: features.Stream, group: str, merge: bool) -> features.Stream:
     """Rows with the references of all rows that share the field `group`; with `merge`, one of them stands for all."""
+    rows = list(stream.rows())
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(str(row[group]), []).extend(row["references"] or [row["target"]])
-    if not merge:
-        return rows
-    first = {str(row[group]): row for row in reversed(rows)}
-    return [{**row, "references": found[key]} for key, row in reversed(first.items())]
+    if merge:
+        first = {str(row[group]): row for row in reversed(rows)}
+        rows = [{**row, "references": found[key]} for key, row in reversed(first.items())]
+    return stream._replace(rows=lambda: iter(rows), size=len(rows))

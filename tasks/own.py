@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import seqio
 
 from mpt_jax import metrics
@@ -222,17 +221,7 @@ class Tfds:
 
 def _records(builder: Any, split: str) -> Iterator[Record]:
     """Rows of TFDS as those of a file would be."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(inner) for name, inner in value.items()}
-        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-        if isinstance(value, list):
-            return [plain(item) for item in value]
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-    rows = builder.as_dataset(split=split, shuffle_files=False).as_numpy_iterator()
-    return ((number, plain(row)) for number, row in enumerate(rows, 1))
+    return enumerate(library.tfds_rows(builder.as_dataset(split=split, shuffle_files=False)), 1)
 
 
 def _table_of(name: str, task: TaskConfig) -> Files | Tfds:

@@ -227,8 +227,16 @@ TEXT = Kind("text", _text)
 TARGET = Kind("text that is not empty", _target)
 WORD = Kind("a whole number (such as 0 or 1) or a word", _word)
 NUMBER = Kind("a number", _number, tf.TensorSpec((), tf.float32))
+FLAG = Kind("true or false", lambda value: value if isinstance(value, bool) else None, tf.TensorSpec((), tf.bool))
 POSITION = Kind("the number of a word, 0 to 999", _position, tf.TensorSpec((), tf.int64))
 TEXTS = Kind("a text or a list of texts", _texts, tf.RaggedTensorSpec((None,), tf.string, ragged_rank=0))
+
+
+def number_of(*numbers: int) -> Kind:
+    """One of these numbers, which stand for themselves."""
+    known = {str(number): number for number in numbers}
+    shown = ", ".join(known)
+    return Kind(f"one of {shown}", lambda value: known.get(_word(value) or ""), tf.TensorSpec((), tf.int64))
 
 
 def label(classes: tuple[str, ...]) -> Kind:

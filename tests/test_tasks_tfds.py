@@ -54,6 +54,20 @@ def test_tfds_gives_what_files_with_its_fields_give(tmp_path, data, vocabulary, 
         assert texts(open_task(data, f"{name}_attempt", split, vocabulary)) == expected and expected
 
 
+def test_references_of_one_input_are_one_example_to_test_on(tmp_path, data, vocabulary, monkeypatch):
+    """GEM's E2E has a row for each reference."""
+    monkeypatch.delenv("MPT_JAX_DATA", raising=False)
+    texts_of = [(meaning, f"{meaning} {n}") for n in range(3) for meaning in ("cat", "dog")]
+    rows = [{"meaning_representation": meaning, "target": text, "references": [text]} for meaning, text in texts_of]
+    rows = [{**row, "gem_id": str(number), "gem_parent_id": ""} for number, row in enumerate(rows)]
+    train = [{**row, "references": []} for row in rows]
+    write_tfds(tmp_path / "tfds", "gem/e2e_nlg:1.1.0", {"train": train, "validation": rows, "test": rows})
+    data = dataclasses.replace(data, tfds_data_dir=str(tmp_path / "tfds"))
+    cache = open_task(data, "e2e_nlg_t5", "test", vocabulary)
+    assert [cache.text(i)["answers"] for i in range(len(cache))] == [[f"{of} {n}" for n in range(3)] for of in ("cat", "dog")]
+    assert texts(open_task(data, "e2e_nlg_t5", "train", vocabulary)) == [(f"e2e_nlg {of}", text) for of, text in texts_of]
+
+
 def test_the_folder_may_be_named_by_tfds_own_variable(tmp_path):
     """In a new process, for TFDS reads its variable when it is imported; there, too, no row is read for `infer`."""
     write_tfds(tmp_path / "tfds", "glue/rte:2.0.0", {"train": rte("train", 3), "validation": rte("v", 4)})
