@@ -19,6 +19,7 @@ from mpt_jax.errors import UserError
 
 PATIENCE = 15.0  # seconds in which one of the servers has to accept a connection
 BUCKETS = "storage.googleapis.com"
+SHOWN = 3  # hosts in a message
 
 logger = logging.getLogger("mpt_jax")
 
@@ -55,7 +56,7 @@ def open_tfds(loader: Any, asked_by: str, instead: str = "") -> Any:
 def unreadable(name: str, error: Exception, asked_by: str, instead: str = "") -> UserError:
     """What TFDS, TensorFlow or the network raised for the dataset, in a sentence."""
     kind = "" if isinstance(error, _Unreachable) else f"{type(error).__name__}: "
-    reason = kind + " ".join(str(error).split())[:200]
+    reason = kind + " ".join(str(error).split())[:300]
     return UserError(
         f"The TFDS dataset '{name}' of {asked_by} could not be read ({reason}); check the network, set DataConfig.tfds_data_dir "
         f"or the variable TFDS_DATA_DIR to a folder that has it{instead}."
@@ -85,8 +86,8 @@ def _require_one_of(hosts: Collection[str]) -> None:
         if not failure:
             return
         failures.append(failure)
-    shown = sorted(hosts)[0] + (f" nor {len(hosts) - 1} others" if len(hosts) > 1 else "")
-    raise _Unreachable(f"it is not there, and no connection to {shown}, where it would be downloaded from: {failures[0]}")
+    shown = " or ".join(sorted(hosts)[:SHOWN]) + (" …" if len(hosts) > SHOWN else "")
+    raise _Unreachable(f"it is not there, and there is no connection to {shown}, to download it: {failures[0]}")
 
 
 def _connect(host: str) -> str:
