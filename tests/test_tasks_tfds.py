@@ -98,7 +98,7 @@ def test_without_data_and_without_a_network_the_error_is_quick(tmp_path, data, v
     with pytest.raises(
         UserError,
         match=r"'glue/cola:2.0.0' of 'cola' could not be read \(it is not there, and there is no connection to .*Name or service "
-        r"not known.*set DataConfig.tfds_data_dir or .*TFDS_DATA_DIR to a folder that has it, or put its files into a folder cola",
+        r"not known.*set DataConfig.tfds_data_dir or .*TFDS_DATA_DIR to a folder that has it, or put .* a folder cola",
     ):
         open_task(data, "cola_t5", "train", vocabulary)
     with pytest.raises(UserError, match=r"'c4/en:3.1.0' of task 'c4_prefix_lm' could not be read \(it is not there"):
