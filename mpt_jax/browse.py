@@ -29,7 +29,7 @@ def run_tasks(data: DataConfig, backbone: BackboneConfig, name: str = "") -> Non
         UserError: a module of `DataConfig.task_modules`, a name, a split or a vocabulary that is not there; data that cannot be
             read.
     """
-    entries = catalogue(data.task_modules)
+    entries = catalogue(data)
     found = [entry for entry in entries if entry.name == name] or [entry for entry in entries if name in entry.name]
     if not found:
         names = [entry.name for entry in entries]

@@ -8,7 +8,8 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable
+import string
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mpt_jax.errors import UserError
@@ -18,6 +19,9 @@ PROMPT_METHODS = ("plain", "mpt", "none")
 PROMPT_INITS = ("uniform", "uniform_positive", "vocab", "labels", "text", "file")
 OFFICIAL = "official_"  # how the names of a dataset's own splits begin, beside those of a paper's protocol
 EXPORT_FORMATS = ("safetensors", "npy", "t5x", "peft", "peft_mpt")
+NUMBER_METRICS = ("pearson", "spearman")
+TASK_METRICS = ("accuracy", "f1", "f1_macro", "matthews_correlation", *NUMBER_METRICS, "squad", "bleu", "rouge")
+TASK_SPLITS = ("train", "validation", "test")
 MIN_TEMPERATURE = 1e-4  # logits divided by less may overflow; T5X takes anything below as 0
 
 
@@ -103,6 +107,69 @@ class StreamConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """A task of your own: where its rows are, how a row becomes text, and how answers are scored (docs/tasks.md).
+
+    Rows are those of a folder of train.jsonl, validation.jsonl and, if there is one, test.jsonl (or .tsv), or of a TFDS dataset.
+    """
+
+    inputs: str  # a template with the fields of a row in braces: "premise: {premise} hypothesis: {hypothesis}"
+    target: str = "label"  # the field that is to be written
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)  # the word for each value of `target`; {} = as it is
+    metrics: tuple[str, ...] = ("accuracy",)  # of TASK_METRICS; "f1" takes the second of `labels` for the positive one
+    folder: str = ""  # "" = the folder of the task's name in the one that MPT_JAX_DATA names
+    tfds: str = ""  # TFDS' name, "glue/rte:2.0.0", instead of a folder
+    # {} = train, validation and test, if they are there; else these alone, by the names of the files or of TFDS' splits:
+    # {"train": "train[:90%]", "validation": "train[90%:]", "test": "validation"}
+    splits: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def validate(self, of: Callable[[str], str] = lambda field: f"TaskConfig.{field}") -> None:
+        """UserError for a field with a value that means nothing; `of` is how its name is told."""
+        self._check_template(of)
+        for name in self.metrics:
+            _choice(of("metrics"), name, TASK_METRICS)
+        _check(bool(self.metrics), f"{of('metrics')} is empty; name at least one of {', '.join(TASK_METRICS)}")
+        _check(bool(self.target), f"{of('target')} is empty; name the field that is to be written")
+        words = list(self.labels.values())
+        _check(len(set(words)) == len(words), f"{of('labels')} gives two values the same word; give each its own")
+        _check(all(word.strip() for word in words), f"{of('labels')} has an empty word; give each value one")
+        for name in {"f1", "f1_macro"} & set(self.metrics):
+            _check(len(words) > 1, f"{of('metrics')} has '{name}', which needs {of('labels')}, two words at least; give them")
+        _check(
+            not (words and self.target in self.fields()),
+            f"{of('inputs')} names '{self.target}', which is to be written and not to be read; take it out",
+        )
+        of_numbers = set(self.metrics) & set(NUMBER_METRICS)
+        _check(
+            not of_numbers or (of_numbers == set(self.metrics) and not words),
+            f"{of('metrics')} has {' and '.join(NUMBER_METRICS)}, which compare numbers; take no others and no labels beside",
+        )
+        _check(not (self.folder and self.tfds), f"{of('folder')} and tfds are both set; keep the one that has the rows")
+        _check(
+            not self.tfds or bool(re.fullmatch(r"[\w/.-]+:\d+\.\d+\.\d+", self.tfds)),
+            f"{of('tfds')} must have a version, such as 'glue/rte:2.0.0', not '{self.tfds}'",
+        )
+        for name in self.splits:
+            _choice(of("splits"), name, TASK_SPLITS)
+
+    def fields(self) -> list[str]:
+        """The fields that `inputs` names. ValueError where its braces do not match."""
+        return list(dict.fromkeys(field for _, field, _, _ in string.Formatter().parse(self.inputs) if field is not None))
+
+    def _check_template(self, of: Callable[[str], str]) -> None:
+        try:
+            fields = self.fields()
+        except ValueError as error:
+            raise UserError(
+                f"{of('inputs')} is not a template ({error}); write fields in braces, braces themselves twice."
+            ) from None
+        _check(
+            bool(fields) and "" not in fields,
+            f"{of('inputs')} must name fields in braces, not {self.inputs!r}; write {{text}}, for instance",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained on. `mixture` is a registered seqio task or mixture; `streams` overrides it for banks."""
 
@@ -111,6 +178,8 @@ class DataConfig:
     batch_size: int  # examples per step, over all streams and devices
     streams: tuple[StreamConfig, ...] = ()
     task_modules: tuple[str, ...] = ("tasks",)  # imported to register tasks with seqio
+    own_tasks: dict[str, TaskConfig] = dataclasses.field(default_factory=dict)  # by name; registered beside those of the modules
+    tfds_data_dir: str = ""  # where TFDS finds and puts its datasets, also gs://…; "" = TFDS_DATA_DIR, else ~/tensorflow_datasets
     train_split: str = "train"
     eval_split: str = "validation"
     cache_dir: str = "~/.cache/mpt_jax"
@@ -139,6 +208,12 @@ class DataConfig:
             all(length > 0 for length in self.trim_lengths), f"DataConfig.trim_lengths must be positive, not {self.trim_lengths}"
         )
         _check(self.batch_size > 0, f"DataConfig.batch_size must be positive, not {self.batch_size}")
+        for name, task in self.own_tasks.items():
+            _check(
+                bool(re.fullmatch(r"[\w.]+", name)),
+                f"DataConfig.own_tasks has the name '{name}'; give it one of letters, digits, _ and .",
+            )
+            task.validate(f"TaskConfig.{{}} of '{name}'".format)
         for name in ("inputs", "targets"):
             _check(
                 self.lengths.get(name, 0) > 0,

@@ -29,15 +29,18 @@ Rows are dicts of str, int, float, or lists or dicts of those, the same fields i
 and `targets` travel with the example: scoring (`example["answers"]`) and `TokenCache.text` see them.
 """
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import seqio
 import tensorflow as tf
 
 Row = dict[str, Any]
 Rows = Iterable[Row] | Callable[[], Iterable[Row]]
+
+CHUNK = 1_000  # rows of a stream that are handed to TensorFlow at a time
 
 # EOS survives truncation (T5's own fine-tuning cuts it off: `seqio.preprocessors.append_eos`).
 TOKENIZE = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim)
@@ -49,6 +52,19 @@ def output_features() -> dict[str, seqio.Feature]:
     return {name: seqio.Feature(vocabulary=placeholder, add_eos=True) for name in ("inputs", "targets")}
 
 
+class Stream(NamedTuple):
+    """Rows that are read while they are used, and need not fit into memory.
+
+    Attributes:
+      rows: reads them anew, from the first one on.
+      spec: their fields as tf.TypeSpecs; a list is a RaggedTensorSpec of rank 0.
+    """
+
+    rows: Callable[[], Iterator[Row]]
+    size: int
+    spec: Mapping[str, Any]
+
+
 class RowsSource(seqio.FunctionDataSource):
     """A seqio source of Python rows that says which files and environment variables its rows depend on.
 
@@ -57,7 +73,7 @@ class RowsSource(seqio.FunctionDataSource):
 
     def __init__(
         self,
-        rows_of: Callable[[str], Iterable[Row]],
+        rows_of: Callable[[str], Iterable[Row] | Stream],
         splits: Iterable[str],
         data_files: Callable[[str], list[str]] | None = None,
         environment: tuple[str, ...] = (),
@@ -83,12 +99,33 @@ def rows_source(splits: Mapping[str, Rows]) -> RowsSource:
     return source
 
 
-def rows_dataset(rows: Iterable[Row]) -> tf.data.Dataset:
+def rows_dataset(rows: Iterable[Row] | Stream) -> tf.data.Dataset:
     """The rows as a dataset, in their order. Lists become 1-D tensors; a split without rows is an error."""
+    if isinstance(rows, Stream):
+        return _streamed(rows)
     rows = list(rows)
     if not rows:
         raise ValueError("a split without rows; give at least one")
-    return tf.data.Dataset.from_tensor_slices({name: _column([row[name] for row in rows]) for name in rows[0]})
+    return tf.data.Dataset.from_tensor_slices(_columns(rows))
+
+
+def _streamed(stream: Stream) -> tf.data.Dataset:
+    def batched(spec: Any) -> Any:
+        if isinstance(spec, tf.RaggedTensorSpec):
+            return tf.RaggedTensorSpec((None, None), spec.dtype, ragged_rank=1)
+        return tf.TensorSpec((None,), spec.dtype)
+
+    def chunks() -> Iterator[Row]:
+        rows = stream.rows()
+        while chunk := list(itertools.islice(rows, CHUNK)):
+            yield _columns(chunk)
+
+    dataset = tf.data.Dataset.from_generator(chunks, output_signature=tf.nest.map_structure(batched, dict(stream.spec)))
+    return dataset.unbatch().apply(tf.data.experimental.assert_cardinality(stream.size))
+
+
+def _columns(rows: list[Row]) -> Row:
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
 def _column(values: list[Any]) -> Any:

@@ -24,7 +24,8 @@ ATTEMPT's rows exactly, TFDS' order gives others, as many.
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ import tensorflow as tf
 
 from mpt_jax import metrics
 from mpt_jax.config import OFFICIAL
+from mpt_jax.data import downloads
+from mpt_jax.data.records import count_records
 from mpt_jax.errors import UserError
 from tasks import features, preprocessors, reading
 from tasks.splits import HELD_OUT, Part, Protocol, chosen, counts, halved
@@ -73,6 +76,7 @@ class Dataset:
       classes: the words of the numbers of the field `label`.
       tfds_splits: TFDS' name of an official split where it has another.
       aliases: other names that fields may have in files (Hugging Face's).
+      convert: makes these fields of a record in another shape, where Hugging Face's differs in more than names.
       group: a field that rows with references to one input share; such rows of evaluation splits become one.
     """
 
@@ -87,6 +91,7 @@ class Dataset:
     label: str = "label"
     tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    convert: Callable[[dict[str, Any]], dict[str, Any]] = dict
     group: str = ""
 
     @property
@@ -204,9 +209,13 @@ class Source(seqio.FunctionDataSource):
     def splits(self) -> tuple[str, ...]:
         if not self._is_local():
             return tuple(self.dataset.parts)
-        there = {name for name in self.official_names() if reading.file_of(self.dataset.name, name).is_file()}
-        parts = self._parts(there)
-        return tuple(split for split, part in parts.items() if part.official in there)
+        there = self._there()
+        return tuple(split for split, part in self._parts(there).items() if part.official in there)
+
+    @property
+    def element_spec(self) -> dict[str, Any]:
+        """The fields that preprocessors need, as tf.TypeSpecs: known without reading a row."""
+        return self._reader.spec
 
     def num_input_examples(self, split: str) -> int | None:
         """Rows of a split as published, for seqio's mixing rates; None where that is not known."""
@@ -218,8 +227,8 @@ class Source(seqio.FunctionDataSource):
         """Every file that the folder may have: on each of them it depends which splits there are, and how they are cut."""
         if reading.data_folder(needed=False) is None:
             return []
-        name = self.dataset.name
-        return [str(path) for official in self.official_names() for path in reading.candidates(name, official)]
+        folder = reading.folder_of(self.dataset.name)
+        return [str(path) for official in self.official_names() for path in reading.candidates(folder, official)]
 
     def official_names(self) -> list[str]:
         """The official splits, and `validation`, which may be halved where others are not there."""
@@ -236,25 +245,32 @@ class Source(seqio.FunctionDataSource):
         is_training = split.removeprefix(OFFICIAL) == "train"
         return self.training_filter(rows) if self.training_filter and is_training else rows
 
+    @property
+    def _reader(self) -> reading.Reader:
+        return reading.Reader(self.dataset.columns, self.dataset.aliases, self.dataset.convert)
+
+    def _file(self, official: str) -> Path:
+        return reading.file_of(reading.folder_of(self.dataset.name), official)
+
+    def _there(self) -> set[str]:
+        return {official for official in self.official_names() if self._file(official).is_file()}
+
     def _local(self, split: str) -> tf.data.Dataset:
-        name = self.dataset.name
-        there = {official for official in self.official_names() if reading.file_of(name, official).is_file()}
+        dataset, there = self.dataset, self._there()
         parts = self._parts(there)
-        if split in self.dataset.protocol:
+        if split in dataset.protocol:
             parts = {**parts, **self._enough(parts, there)}
-            if parts[split] != self.dataset.protocol[split]:
-                logger.warning("%s: validation and test are halves of the validation file, not the published splits", name)
+            if parts[split] != dataset.protocol[split]:
+                logger.warning(
+                    "%s: validation and test are halves of the validation file, not the published splits", dataset.name
+                )
         part = parts[split]
-        rows = self._read(part.official)
-        published = self.dataset.rows.get(part.official, 0)
-        if published and len(rows) != published:
-            path = reading.file_of(name, part.official)
-            logger.warning("%s has %s rows; the published split has %s", path, f"{len(rows):,}", f"{published:,}")
-        rows = reading.answered([rows[i] for i in chosen(part, len(rows))], reading.file_of(name, part.official))
-        if self.dataset.group:
-            rows = with_all_references(rows, self.dataset.group, merge=part.official != "train")
-        logger.info("%s/%s: %s rows of %s", name, split, f"{len(rows):,}", reading.file_of(name, part.official))
-        return features.rows_dataset(rows)
+        path = self._file(part.official)
+        stream = reading.stream(reading.file_table(path), self._reader, part, dataset.rows.get(part.official, 0))
+        if dataset.group:
+            stream = with_all_references(stream, dataset.group, merge=part.official != "train")
+        logger.info("%s/%s: %s rows of %s", dataset.name, split, f"{stream.size:,}", path)
+        return features.rows_dataset(stream)
 
     def _parts(self, there: set[str]) -> dict[str, Part]:
         """All splits from the files that are there: the published ones, or without a file for them halves of `validation`."""
@@ -266,40 +282,38 @@ class Source(seqio.FunctionDataSource):
         """Halves of `validation` where so few rows are in the training file that none would be left. UserError without that."""
         if parts["train"].keep == "all":
             return {}
-        if len(self._read("train")) > HELD_OUT:
+        train = self._file("train")
+        if count_records(train) > HELD_OUT:
             return {}
         if "validation" not in there:
             raise UserError(
-                f"{reading.file_of(self.dataset.name, 'train')} has no more rows than the {HELD_OUT:,} that are held out "
-                "for validation; give it more rows, or add a validation file, which is then halved."
+                f"{train} has no more rows than the {HELD_OUT:,} that are held out for validation; give it more rows, or add a "
+                "validation file, which is then halved."
             )
         return halved()
-
-    def _read(self, official: str) -> list[features.Row]:
-        dataset = self.dataset
-        return reading.read_rows(reading.file_of(dataset.name, official), dataset.columns, dataset.aliases)
 
     def _tfds(self, split: str) -> tf.data.Dataset:
         dataset, part = self.dataset, self.dataset.parts[split]
         files = f"put its files into a folder {dataset.name} of the folder that {reading.VARIABLE} names"
         if not dataset.tfds:
             raise UserError(f"TFDS does not have '{dataset.name}'; {files}.")
+        official = dataset.tfds_splits.get(part.official, part.official)
+        source = seqio.TfdsDataSource(tfds_name=dataset.tfds, splits={part.official: official})
+        downloads.open_tfds(source.tfds_dataset, f"'{dataset.name}'", f", or {files}")
         try:
-            official = dataset.tfds_splits.get(part.official, part.official)
-            source = seqio.TfdsDataSource(tfds_name=dataset.tfds, splits={part.official: official})
             rows = source.get_dataset(part.official, shuffle=False)
             total = source.num_input_examples(part.official)
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(
-                f"The TFDS dataset '{dataset.tfds}' of '{dataset.name}' could not be read ({reason}); check the network, set "
-                f"TFDS_DATA_DIR to a folder that has it, or {files}."
-            ) from error
+            raise downloads.unreadable(dataset.tfds, error, f"'{dataset.name}'", f", or {files}") from error
         published = dataset.rows.get(part.official, 0)
         if published and total != published:
             logger.warning("%s/%s has %s rows; the published split has %s", dataset.tfds, official, total, published)
         logger.info("%s/%s: rows of TFDS' %s", dataset.name, split, dataset.tfds)
-        return labelled(select(rows, chosen(part, total), total))
+        rows = labelled(select(rows, chosen(part, total), total))
+        if dataset.group and part.official != "train":  # GEM's E2E has a row for each reference, too
+            stream = features.Stream(lambda: tfds_rows(rows, dataset.columns), 0, self.element_spec)
+            return features.rows_dataset(with_all_references(stream, dataset.group, merge=True))
+        return rows
 
 
 def select(dataset: tf.data.Dataset, numbers: np.ndarray, total: int) -> tf.data.Dataset:
@@ -309,7 +323,8 @@ def select(dataset: tf.data.Dataset, numbers: np.ndarray, total: int) -> tf.data
     mask = np.zeros(total, bool)
     mask[numbers] = True
     wanted = tf.constant(mask)
-    return dataset.enumerate().filter(lambda i, x: wanted[i]).map(lambda i, x: x)
+    kept = dataset.enumerate().filter(lambda number, _: wanted[number])
+    return kept.map(lambda _, row: row)
 
 
 def labelled(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -319,12 +334,28 @@ def labelled(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda x: x["label"] >= 0) if label is not None and label.dtype.is_integer else dataset
 
 
-def with_all_references(rows: list[features.Row], group: str, merge: bool) -> list[features.Row]:
+def tfds_rows(dataset: tf.data.Dataset, names: Iterable[str] = ()) -> Iterator[features.Row]:
+    """The rows as those of a file would be; only the fields `names`, if there are any."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items()}
+        value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    for row in dataset.as_numpy_iterator():
+        yield {name: plain(row[name]) for name in names or row}
+
+
+def with_all_references(stream: features.Stream, group: str, merge: bool) -> features.Stream:
     """Rows with the references of all rows that share the field `group`; with `merge`, one of them stands for all."""
+    rows = list(stream.rows())
     found: dict[str, list[str]] = {}
     for row in rows:
         found.setdefault(str(row[group]), []).extend(row["references"] or [row["target"]])
-    if not merge:
-        return rows
-    first = {str(row[group]): row for row in reversed(rows)}
-    return [{**row, "references": found[key]} for key, row in reversed(first.items())]
+    if merge:
+        first = {str(row[group]): row for row in reversed(rows)}
+        rows = [{**row, "references": found[key]} for key, row in reversed(first.items())]
+    return stream._replace(rows=lambda: iter(rows), size=len(rows))

@@ -1,9 +1,9 @@
 """Mixtures of tasks: MPT's six sources, and those of SPoT (Vu et al. 2022), with examples-proportional mixing.
 
 SPoT trains on the datasets' own splits: set DataConfig.train_split to "official_train" with its mixtures, and eval_split to
-"official_validation", or TrainConfig.eval_period to 0 where a member has none (imdb, yelp_polarity, C4). Which datasets its
-paper counts to each is not printed in full; members follow its code (`prompt_tuning/spot/data/`), and `docs/tasks.md` says
-where one is ours or is missing. Another cap or temperature, or other members, is a mixture of your own:
+"official_validation", or TrainConfig.eval_period to 0 where a member has none (imdb, sentiment140, yelp_polarity, billsum, C4).
+Which datasets its paper counts to each is not printed in full; members follow its code (`prompt_tuning/spot/data/`), and
+`docs/tasks.md` says where one is ours or is missing. Another cap or temperature, or other members, is a mixture of your own:
 
     mixtures.register("my_mixture", ["mnli_t5", "snli_t5"], cap=10_000, temperature=2.0)
 """
@@ -26,12 +26,19 @@ SPOT: dict[str, tuple[str, ...]] = {
     "glue": ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "glue_rte"),
     "nli": ("anli_r1", "anli_r2", "anli_r3", "cb", "doc_nli", "mnli", "qnli", "glue_rte", "snli"),
     "paraphrase": ("mrpc", "qqp", "paws", "stsb"),
-    "sentiment": ("sst2", "imdb", "yelp_polarity"),
+    "sentiment": ("goemotions", "imdb", "sentiment140", "yelp_polarity"),
     "mrqa": ("mrqa_squad", "nq", "hotpotqa", "newsqa", "searchqa", "triviaqa"),
     "superglue": ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"),
-    "nlg": ("e2e_nlg", "webnlg", "xsum"),
-    "summarization": ("cnn_dailymail", "samsum", "xsum"),
+    "nlg": ("common_gen", "dart", "e2e_nlg", "schema_guided_dialog", "webnlg", "wiki_auto", "gem_xsum", "wiki_lingua"),
+    "summarization": (
+        *("aeslc", "billsum", "cnn_dailymail", "gigaword", "multi_news", "newsroom", "samsum", "gem_xsum", "wiki_lingua"),
+    ),
 }
+
+
+def spot_task(name: str) -> str:
+    """The task of a dataset in SPoT's format, which is mostly T5's."""
+    return f"{name}_spot" if "spot" in DATASETS[name].formats else f"{name}_t5"
 
 
 def examples(dataset: library.Dataset, format_name: str, split: str) -> int:
@@ -77,9 +84,9 @@ def register(name: str, tasks: Iterable[str], cap: int, temperature: float = 1.0
 
 register("mpt_sources", [f"{name}_attempt" for name in MPT_SOURCES], MPT_CAP)
 for _name, _members in SPOT.items():
-    register(f"spot_{_name}", [f"{name}_t5" for name in _members], SPOT_CAP, split="official_train")
+    register(f"spot_{_name}", map(spot_task, _members), SPOT_CAP, split="official_train")
 _all = dict.fromkeys(name for members in SPOT.values() for name in members)
 _rates = proportional((examples(DATASETS[name], "t5", "official_train") for name in _all), SPOT_CAP)
 seqio.MixtureRegistry.add(
-    "spot_all", [*((f"{name}_t5", rate) for name, rate in zip(_all, _rates, strict=True)), ("c4_span_corruption", SPOT_CAP)]
+    "spot_all", [*((spot_task(name), rate) for name, rate in zip(_all, _rates, strict=True)), ("c4_span_corruption", SPOT_CAP)]
 )

@@ -1,17 +1,45 @@
 """Other labelled texts: MPT's "Others", natural language inference, sentiment, topics, kinds of question.
 
-T5's own code has none of these. What SPoT's code has (SNLI, ANLI, DocNLI, IMDB, Yelp) is written as there; the rest by T5's rule
-for GLUE, the fields in order of the alphabet and labels as words. ATTEMPT's code has WinoGrande, Yelp, SciTail, PAWS and SNLI;
-the rest is written in its manner.
+T5's own code has none of these. What SPoT's code has (SNLI, ANLI, DocNLI, IMDB, Yelp, Sentiment140, GoEmotions) is written as
+there; the rest by T5's rule for GLUE, the fields in order of the alphabet and labels as words. ATTEMPT's code has WinoGrande,
+Yelp, SciTail, PAWS and SNLI; the rest is written in its manner.
 """
 
-from tasks import library, reading, splits
+import functools
+from typing import Any
+
+from tasks import library, preprocessors, reading, splits
 
 NLI = ("entailment", "neutral", "contradiction")
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 QUESTIONS = ("DESC", "ENTY", "ABBR", "HUM", "NUM", "LOC")
 SENTIMENT = ("negative", "positive")
+EMOTIONS = tuple(
+    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval disgust "
+    "embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief remorse sadness "
+    "surprise neutral".split()
+)
 OURS = "formats by the general rules: neither T5, SPoT nor ATTEMPT has this one"
+
+
+def _answer_as_label(row: dict[str, Any]) -> dict[str, Any]:
+    """WinoGrande in Hugging Face's form: `answer` is "1" or "2", empty where there is none."""
+    if "answer" not in row or "label" in row:
+        return row
+    return row | {"label": {"": -1, "1": 0, "2": 1}.get(str(row["answer"]), row["answer"])}
+
+
+def _coarse_as_word(row: dict[str, Any]) -> dict[str, Any]:
+    """TREC in Hugging Face's form: `coarse_label`, which counts the classes in another order."""
+    words = dict(enumerate(("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")))
+    return row | {"label-coarse": words.get(row["coarse_label"], row["coarse_label"])} if "coarse_label" in row else row
+
+
+def _labels_as_flags(row: dict[str, Any]) -> dict[str, Any]:
+    """GoEmotions in Hugging Face's form: `text`, and the numbers of its emotions in `labels`."""
+    if not isinstance(row.get("labels"), list):
+        return row
+    return row | {name: number in row["labels"] for number, name in enumerate(EMOTIONS)}
 
 
 def _winogrande() -> library.Dataset:
@@ -30,6 +58,7 @@ def _winogrande() -> library.Dataset:
         protocol=splits.held_out(),
         classes=words,
         source="`train` is `train_xl`; the words of its T5 format are ours",
+        convert=_answer_as_label,
         tfds_splits={"train": "train_xl"},
     )
 
@@ -50,6 +79,12 @@ def _anli(number: int, rows: tuple[int, int, int]) -> library.Dataset:
         aliases={"premise": "context"},
     )
 
+
+_GOEMOTIONS: dict[str, Any] = {
+    "target": "emotions",
+    "prepare": functools.partial(preprocessors.emotions, names=EMOTIONS),
+    "collapse": True,
+}
 
 DATASETS = library.table_of(
     _winogrande(),
@@ -135,6 +170,33 @@ DATASETS = library.table_of(
         source="SPoT's format; ATTEMPT's rule for large datasets",
     ),
     library.Dataset(
+        name="sentiment140",
+        tfds="sentiment140:1.0.0",
+        columns={"text": reading.TEXT, "polarity": reading.number_of(0, 2, 4)},
+        formats=library.classification(
+            "sentiment140", "text", ("negative", "neutral", "positive"), prepare=preprocessors.polarity, collapse=True
+        ),
+        rows={"train": 1_600_000, "test": 498},
+        protocol=splits.held_out(test="test"),
+        classes=("negative", "neutral", "positive"),
+        source="SPoT's format; ATTEMPT's rule for large datasets; no training row is neutral",
+        aliases={"sentiment": "polarity"},
+    ),
+    library.Dataset(
+        name="goemotions",
+        tfds="goemotions:0.1.0",
+        columns={"comment_text": reading.TEXT, **dict.fromkeys(EMOTIONS, reading.FLAG)},
+        formats={
+            "t5": library.Format("goemotions comment: {comment_text}", **_GOEMOTIONS),
+            "prompt_tuning": library.Format("comment: {comment_text}", **_GOEMOTIONS),
+        },
+        rows={"train": 43_410, "validation": 5_426, "test": 5_427},
+        protocol=splits.own(),
+        source="SPoT's format: all emotions of a comment are the target",
+        aliases={"text": "comment_text"},
+        convert=_labels_as_flags,
+    ),
+    library.Dataset(
         name="ag_news",
         tfds="ag_news_subset:1.0.0",
         columns=library.label_columns("title description", TOPICS),
@@ -153,8 +215,9 @@ DATASETS = library.table_of(
         protocol=splits.held_out(test="test"),
         classes=QUESTIONS,
         label="label-coarse",
-        source=f"{OURS}; without a validation split, 1,000 training rows are held out; labels are numbered as in TFDS, not as in "
-        "Hugging Face",
+        source=f"{OURS}; without a validation split, 1,000 training rows are held out; `label-coarse` is numbered as in TFDS, "
+        "`coarse_label` as in Hugging Face",
+        convert=_coarse_as_word,
     ),
 )
 

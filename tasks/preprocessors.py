@@ -74,7 +74,7 @@ def label_text(label: tf.Tensor, classes: Sequence[str], labels: Sequence[str]) 
 # digits, marks and underscores.
 ASCII_PUNCTUATION = r"([[:punct:]])"
 ALL_PUNCTUATION = r"([^_\s\pN\pL\pM])"
-TRIPLE_SEPARATOR = r" \\n "  # as it stands in SPoT's code, backslashes and all
+SEPARATOR = r" \\n "  # of several texts in one, as it stands in SPoT's code, backslashes and all
 
 
 def pad_punctuation(text: tf.Tensor, punctuation: str) -> tf.Tensor:
@@ -190,10 +190,40 @@ def with_references(x: Fields) -> Fields:
     return {**x, "answers": tf.cond(tf.size(x["references"]) > 0, lambda: x["references"], lambda: alone)}
 
 
-def webnlg(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """WebNLG: the triples as one text, separated as SPoT's code does it, and all right texts."""
-    one_text = dataset.map(lambda x: {**x, "input": tf.strings.reduce_join(x["input"], separator=TRIPLE_SEPARATOR)})
+def joined(dataset: tf.data.Dataset, field: str) -> tf.data.Dataset:
+    """GEM: a list as one text, separated as SPoT's code does it, and all right texts."""
+    one_text = dataset.map(lambda x: {**x, field: tf.strings.reduce_join(x[field], separator=SEPARATOR)})
     return with_references(one_text)
+
+
+@seqio.map_over_dataset
+def aligned_summaries(x: Fields) -> Fields:
+    """WikiLingua: the English texts of a pair of languages."""
+    return {"document": x["source_aligned"]["en"], "target": x["target_aligned"]["en"], "references": x["references"]}
+
+
+def wiki_lingua(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return with_references(aligned_summaries(dataset))
+
+
+# ---------------------------------------------------------------- sentiment
+
+
+def emotions(dataset: tf.data.Dataset, names: Sequence[str]) -> tf.data.Dataset:
+    """GoEmotions: `emotions`, the names of all flags that are set, in the order of the alphabet, in one text (SPoT)."""
+    ordered = sorted(names)
+
+    def example(x: Fields) -> Fields:
+        given = tf.boolean_mask(tf.constant(ordered), tf.stack([x[name] for name in ordered]))
+        return {"comment_text": x["comment_text"], "emotions": tf.strings.reduce_join(given, separator=SEPARATOR)}
+
+    return dataset.map(example, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@seqio.map_over_dataset
+def polarity(x: Fields) -> Fields:
+    """Sentiment140: the label of a polarity of 0, 2 or 4."""
+    return {"text": x["text"], "label": x["polarity"] // 2}
 
 
 squad_ascii = functools.partial(questions, punctuation=ASCII_PUNCTUATION)

@@ -10,5 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 import jax
+from task_folders import data, folder, vocabulary
+
+__all__ = ["data", "folder", "vocabulary"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -6,41 +6,17 @@ import re
 from pathlib import Path
 
 import pytest
-from tiny import make_vocabulary
+from task_folders import write_splits
 
-from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import mixture_tasks, open_task
-from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return DataConfig("", {"inputs": 64, "targets": 16}, 4, cache_dir=str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The folder of MPT_JAX_DATA, empty."""
-    path = tmp_path / "data"
-    path.mkdir()
-    monkeypatch.setenv("MPT_JAX_DATA", str(path))
-    return path
 
 
 def write(folder: Path, task: str, **splits: list) -> None:
     """Writes the splits of a task and registers it as a new process would."""
     from tasks import files
 
-    (folder / task).mkdir(exist_ok=True)
-    for split, rows in splits.items():
-        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-        (folder / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    write_splits(folder / task, **splits)
     files.register()
 
 
@@ -70,7 +46,7 @@ def test_several_answers_and_questions_under_any_name(folder, data, vocabulary, 
 
 @pytest.mark.parametrize("size, expected", [(9_999, (9_999, 150, 151)), (10_000, (9_000, 1_000, 301))])
 def test_test_split_by_attempts_rule(folder, size, expected):
-    from tasks import files
+    from tasks import files, own
 
     task = f"mine_{size}"
     write(
@@ -79,12 +55,15 @@ def test_test_split_by_attempts_rule(folder, size, expected):
         train=[{"inputs": f"train {i}", "targets": "x"} for i in range(size)],
         validation=[{"inputs": f"validation {i}", "targets": "x"} for i in range(301)],
     )
-    columns = files.GENERIC.columns
-    splits = {name: files.split_rows(task, columns, name) for name in ("train", "validation", "test")}
+
+    def read(split: str) -> list[dict]:
+        return list(own.split_rows(files.place_of(task), files.GENERIC.columns, split).rows())
+
+    splits = {name: read(name) for name in ("train", "validation", "test")}
     assert tuple(map(len, splits.values())) == expected
     texts = [row["inputs"] for rows in splits.values() for row in rows]
     assert len(set(texts)) == size + 301  # disjoint, and nothing is lost
-    assert files.split_rows(task, columns, "validation") == splits["validation"]
+    assert read("validation") == splits["validation"]
     first = [int(row["inputs"].split()[1]) for row in splits["validation"]]
     assert first != list(range(len(first)))  # a random choice
 
@@ -284,9 +263,12 @@ BAD_CARDS = {
     "no template": ({"target": "x"}, r"needs the key 'inputs'"),
     "a template of no field": ({**CARD, "inputs": "text"}, r"'inputs' must name fields in braces, not 'text'"),
     "an open brace": ({**CARD, "inputs": "{first"}, r"'inputs' is not a template"),
-    "an unknown metric": ({**CARD, "metrics": ["acuracy"]}, r"names the metric 'acuracy'. Did you mean 'accuracy'"),
+    "an unknown metric": (
+        {**CARD, "metrics": ["acuracy"]},
+        r"'metrics' must be one of .*, not 'acuracy'. Did you mean 'accuracy'",
+    ),
     "a wrong type": ({**CARD, "labels": ["a"]}, r"'labels' must be a dict, not \['a'\]"),
-    "no labels for F1": ({"inputs": "{first}", "metrics": ["f1"]}, r"metric 'f1', which needs 'labels'"),
+    "no labels for F1": ({"inputs": "{first}", "metrics": ["f1"]}, r"'metrics' has 'f1', which needs .*'labels', two words"),
 }
 
 

@@ -32,6 +32,11 @@ def same(text: str, word: str, attempt: str, digit: str, name: str) -> dict[str,
     return {"t5": (f"{name} {text}", word), "prompt_tuning": (text, word), "attempt": (attempt, digit)}
 
 
+def generated(name: str, text: str, target: str) -> dict[str, tuple[str, str]]:
+    """What only SPoT has, with its name in front and without."""
+    return {"t5": (f"{name} {text}", target), "prompt_tuning": (text, target)}
+
+
 # dataset: (row, {format: (inputs, targets)})
 GOLDEN = {
     "cola": (
@@ -234,14 +239,48 @@ GOLDEN = {
     ),
     "cnn_dailymail": (
         {"article": "It rained.", "highlights": "Rain."},
-        dict.fromkeys(("t5", "prompt_tuning"), ("summarize: It rained.", "Rain.")),
+        dict.fromkeys(("t5", "prompt_tuning"), ("summarize: It rained.", "Rain."))
+        | {"spot": ("cnn_dailymail summarize: It rained.", "Rain.")},
     ),
-    "samsum": (
-        {"dialogue": "A: Rain?\nB: Yes.", "summary": "Rain."},
-        {
-            "t5": ("samsum summarize: A: Rain?\nB: Yes.", "Rain."),
-            "prompt_tuning": ("summarize: A: Rain?\nB: Yes.", "Rain."),
-        },
+    **{
+        name: ({document: "It rained.\nA lot.", summary: "Rain."}, generated(name, "summarize: It rained.\nA lot.", "Rain."))
+        for name, document, summary in (
+            ("samsum", "dialogue", "summary"),
+            ("aeslc", "email_body", "subject_line"),
+            ("billsum", "text", "summary"),
+            ("gigaword", "document", "summary"),
+            ("multi_news", "document", "summary"),
+            ("newsroom", "text", "summary"),
+        )
+    },
+    "common_gen": (
+        {"concepts": ["ski", "run"], "target": "Skis run.", "references": []},
+        generated("common_gen", r"ski \\n run", "Skis run."),
+    ),
+    "dart": (
+        {"tripleset": ["Ann IN Ely", "Ely IS wet"], "target": "Ann gets wet."},
+        generated("dart", r"Ann IN Ely \\n Ely IS wet", "Ann gets wet."),
+    ),
+    "schema_guided_dialog": (
+        {"prompt": "And now?", "context": ["Hello.", "Hello!"], "target": "Goodbye."},
+        generated("schema_guided_dialog", r"prompt: And now? context: Hello. \\n Hello!", "Goodbye."),
+    ),
+    "wiki_auto": (
+        {"source": "It precipitates.", "target": "It rains.", "references": ["It rains.", "Rain."]},
+        generated("wiki_auto_asset_turk", "simplify: It precipitates.", "It rains."),
+    ),
+    "gem_xsum": ({"document": "It rained.", "target": "Rain."}, generated("xsum", "summarize: It rained.", "Rain.")),
+    "wiki_lingua": (
+        {"source_aligned": {"en": "Open it."}, "target_aligned": {"en": "Open."}},
+        generated("wiki_lingua_english_en", "summarize: Open it.", "Open."),
+    ),
+    "sentiment140": (
+        {"text": "so  so", "polarity": 2},
+        same("text: so so", "neutral", "sentiment140 text: so  so", "1", "sentiment140"),
+    ),
+    "goemotions": (
+        {"text": "O  joy", "labels": [27, 17, 0]},  # neutral, joy, admiration
+        generated("goemotions", "comment: O joy", r"admiration \\n joy \\n neutral"),
     ),
 }
 
@@ -256,7 +295,8 @@ def texts(tmp_path, dataset, task: str, rows: list[dict]) -> list[tuple[str, str
 
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    read = features.rows_dataset(reading.read_rows(file, dataset.columns, dataset.aliases))
+    reader = reading.Reader(dataset.columns, dataset.aliases, dataset.convert)
+    read = features.rows_dataset(reading.read_rows(reading.file_table(file), reader))
     preprocessors = seqio.TaskRegistry.get(task).preprocessors
     assert tuple(preprocessors[-2:]) == features.TOKENIZE
     for preprocessor in preprocessors[:-2]:
@@ -279,6 +319,45 @@ def test_golden_examples(tmp_path, name):
     row, expected = GOLDEN[name]
     for style, text in expected.items():
         assert texts(tmp_path, mixtures.DATASETS[name], f"{name}_{style}", [row])[0] == text, style
+
+
+HUGGING_FACE = {  # rows with the fields of Hugging Face's datasets, as far as they are other fields than those of TFDS
+    "winogrande": [
+        ({"sentence": "_ won.", "option1": "Ann", "option2": "Bob", "answer": "2"}, "option2"),
+        ({"sentence": "_ won.", "option1": "Ann", "option2": "Bob", "answer": 1}, "option1"),
+    ],
+    "trec": [({"text": "Who ?", "coarse_label": 2, "fine_label": 9}, "DESC"), ({"text": "Who ?", "coarse_label": 5}, "NUM")],
+    "sentiment140": [({"text": "so", "date": "", "user": "", "sentiment": 4, "query": ""}, "positive")],
+    "anli_r1": [({"premise": "p", "hypothesis": "h", "label": 0, "reason": ""}, "entailment")],
+    "scitail": [({"sentence1": "p", "sentence2": "h", "gold_label": "neutral"}, "neutral")],
+    "webnlg": [({"mtriple_set": ["a | b | c"], "text": "a."}, "a.")],
+}
+
+
+@pytest.mark.parametrize("name", HUGGING_FACE)
+def test_rows_of_hugging_face_are_understood(tmp_path, name):
+    from tasks import mixtures
+
+    rows, expected = zip(*HUGGING_FACE[name], strict=True)
+    made = texts(tmp_path, mixtures.DATASETS[name], f"{name}_t5", list(rows))
+    assert tuple(target for _, target in made) == expected
+
+
+@pytest.mark.parametrize(
+    "name, row, message",
+    [
+        ("ag_news", {"text": "Rain. It rains.", "label": 3}, "line 1: no field 'title'"),  # title and text cannot be told apart
+        ("winogrande", {"sentence": "_", "option1": "a", "option2": "b", "answer": "3"}, "'label' must be a label, 0 to 1"),
+        ("sentiment140", {"text": "a", "polarity": 1}, "'polarity' must be one of 0, 2, 4, not 1"),
+        ("goemotions", {"comment_text": "a", "labels": 3}, "no field 'admiration'"),
+    ],
+)
+def test_rows_that_cannot_be_understood_are_told(tmp_path, name, row, message):
+    from mpt_jax.errors import UserError
+    from tasks import mixtures
+
+    with pytest.raises(UserError, match=message):
+        texts(tmp_path, mixtures.DATASETS[name], f"{name}_t5", [row])
 
 
 def test_stsb_is_rounded_to_fifths(tmp_path):

@@ -18,7 +18,9 @@ REAL_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 DATASETS = [
     *"cola sst2 mrpc qqp stsb mnli qnli glue_rte wnli boolq cb copa multirc record rte wic wsc squad mrqa_squad nq".split(),
     *"hotpotqa newsqa searchqa triviaqa textbookqa bioasq race relation_extraction duorc drop winogrande yelp_polarity".split(),
-    *"scitail paws snli anli_r1 anli_r2 anli_r3 doc_nli imdb ag_news trec e2e_nlg webnlg xsum cnn_dailymail samsum".split(),
+    *"scitail paws snli anli_r1 anli_r2 anli_r3 doc_nli imdb sentiment140 goemotions ag_news trec e2e_nlg webnlg".split(),
+    *"common_gen dart schema_guided_dialog wiki_auto gem_xsum wiki_lingua xsum cnn_dailymail samsum aeslc billsum".split(),
+    *"gigaword multi_news newsroom".split(),
 ]
 
 
@@ -36,6 +38,8 @@ def tfds_rows(name: str, columns):
     rows = tf.data.Dataset.from_generator(lambda: iter(generator), output_signature=features.get_tensor_spec())
     if "span1_index" in columns:  # a made-up position may be negative
         rows = rows.map(lambda x: {**x, "span1_index": 0, "span2_index": 1})
+    if "polarity" in columns:  # 0, 2 or 4, which TFDS does not say
+        rows = rows.map(lambda x: {**x, "polarity": 4})
     return rows
 
 

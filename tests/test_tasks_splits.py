@@ -1,17 +1,14 @@
 """The published splits: PyTorch's permutation, the published counts, and what is made of local folders and of TFDS."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import make_vocabulary
+from task_folders import write_splits
 
-from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import open_task
-from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 
 # Training, validation and test rows that the tables of MPT, DePT and ULPT (arXiv 2502.04501, Table 4) count.
@@ -40,30 +37,10 @@ PUBLISHED = {
 }
 
 
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return DataConfig("", {"inputs": 64, "targets": 16}, 4, cache_dir=str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    path = tmp_path / "data"
-    path.mkdir()
-    monkeypatch.setenv("MPT_JAX_DATA", str(path))
-    return path
-
-
 def write(folder: Path, dataset: str, **sizes: int) -> None:
     """Files of a dataset with the fields `sentence` and `label`, so many rows in each split; every row is another one."""
-    (folder / dataset).mkdir(exist_ok=True)
-    for split, size in sizes.items():
-        rows = ({"sentence": f"{split} {number}", "label": number % 2} for number in range(size))
-        (folder / dataset / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = {split: [{"sentence": f"{split} {i}", "label": i % 2} for i in range(size)] for split, size in sizes.items()}
+    write_splits(folder / dataset, **splits)
 
 
 def numbers(cache) -> list[tuple[str, int]]:
@@ -186,10 +163,8 @@ def test_a_test_file_with_labels_is_official(folder, data, vocabulary, caplog):
     ):
         open_task(data, "cola_attempt", "official_test", vocabulary)  # GLUE's test labels are secret
     row = {"premise": "p", "hypothesis": "h"}
-    (folder / "scitail").mkdir()
-    for split, labels in (("train", (0, 1)), ("validation", (0, 1, 0)), ("test", (1, -1, 0))):
-        text = "".join(json.dumps({**row, "label": label}) + "\n" for label in labels)
-        (folder / "scitail" / f"{split}.jsonl").write_text(text)
+    labels = {"train": (0, 1), "validation": (0, 1, 0), "test": (1, -1, 0)}
+    write_splits(folder / "scitail", **{split: [{**row, "label": label} for label in given] for split, given in labels.items()})
     assert len(open_task(data, "scitail_t5", "official_test", vocabulary)) == 2
     assert "scitail/test.jsonl: 1 rows with label -1 are left out" in caplog.text
     assert len(open_task(data, "scitail_t5", "test", vocabulary)) == 2  # of validation: the protocol's
@@ -197,10 +172,8 @@ def test_a_test_file_with_labels_is_official(folder, data, vocabulary, caplog):
 
 def test_wsc_is_trained_on_right_referents_only(folder, data, vocabulary):
     rows = [{"text": "Ann said she ran .", "span1_text": "Ann", "span1_index": 0, "span2_text": "she", "span2_index": 2}] * 4
-    (folder / "wsc").mkdir()
-    for split in ("train", "validation"):
-        text = "".join(json.dumps({**row, "label": number % 2}) + "\n" for number, row in enumerate(rows))
-        (folder / "wsc" / f"{split}.jsonl").write_text(text)
+    labelled = [{**row, "label": number % 2} for number, row in enumerate(rows)]
+    write_splits(folder / "wsc", train=labelled, validation=labelled)
     sizes = {"train": 2, "official_train": 2, "validation": 2, "official_validation": 4}
     assert {split: len(open_task(data, "wsc_t5", split, vocabulary)) for split in sizes} == sizes
     assert len(open_task(data, "wsc_attempt", "train", vocabulary)) == 4
@@ -211,9 +184,7 @@ def test_wsc_is_trained_on_right_referents_only(folder, data, vocabulary):
 
 def test_references_of_one_input_are_one_example_to_test_on(folder, data, vocabulary):
     rows = [{"meaning_representation": mr, "human_reference": f"{mr} {n}"} for n in range(3) for mr in ("cat", "dog")]
-    (folder / "e2e_nlg").mkdir()
-    for split in ("train", "validation", "test"):
-        (folder / "e2e_nlg" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_splits(folder / "e2e_nlg", train=rows, validation=rows, test=rows)
     assert len(open_task(data, "e2e_nlg_t5", "train", vocabulary)) == 6
     cache = open_task(data, "e2e_nlg_t5", "test", vocabulary)
     assert [cache.text(i)["answers"] for i in range(len(cache))] == [[f"{mr} {n}" for n in range(3)] for mr in ("cat", "dog")]

@@ -16,8 +16,8 @@ from mpt_jax.files import write_text
 # What two calls may differ in and still be of one experiment: places, speed, what is written when.
 FREE = frozenset(
     "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard data.cache_dir "
-    "data.trim_lengths data.pack_lengths data.pack_rows data.task_modules decode.batch_size partition distributed infer export "
-    "bench".split()
+    "data.trim_lengths data.pack_lengths data.pack_rows data.task_modules data.tfds_data_dir decode.batch_size partition "
+    "distributed infer export bench".split()
 )
 # A run may also become longer, treat bad steps in another way, and validate at other steps; but always on the same examples and
 # in the same way, for the best score so far stands for ever.
@@ -95,7 +95,8 @@ def differences(old: Any, new: Any, free: Set[str], prefix: str = "") -> Iterato
     """(dotted name, old, new) of the fields that both configurations have and that differ, but for the `free` ones."""
     if prefix in free:
         return
-    if isinstance(old, dict) and isinstance(new, dict):
+    # A task of one's own is one thing: a label that only one side has is no field of another version.
+    if isinstance(old, dict) and isinstance(new, dict) and not prefix.endswith("data.own_tasks"):
         for name in (name for name in new if name in old):
             yield from differences(old[name], new[name], free, f"{prefix}.{name}" if prefix else name)
     elif old != new:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mpt_jax.config import DataConfig
-from mpt_jax.data import fingerprint
+from mpt_jax.data import downloads, fingerprint
 from mpt_jax.data.cache import function_spec, lengths_of
-from mpt_jax.data.registry import find_task, import_task_modules, members
+from mpt_jax.data.registry import find_task, members, register_tasks
 from mpt_jax.data.vocabulary import EOS_ID, Vocabulary
 from mpt_jax.data.writer import Columns, install, temporary_folder, write, writing
 from mpt_jax.errors import UserError
@@ -49,7 +49,7 @@ def build_task(data: DataConfig, task_name: str, split: str, vocabulary: Vocabul
 
 def check_split(data: DataConfig, task_name: str, split: str) -> Any:
     """The seqio task. UserError when there is none, or it has no such split."""
-    task = find_task(data.task_modules, task_name)
+    task = find_task(data, task_name)
     splits = task.source.splits
     if split not in splits:
         raise UserError(
@@ -61,11 +61,11 @@ def check_split(data: DataConfig, task_name: str, split: str) -> Any:
 
 def resolve_mixture(data: DataConfig, name: str, path: Path) -> list[tuple[str, float]]:
     """Tasks and rates of a mixture or task, written to `path` for the next run."""
-    import_task_modules(data.task_modules)
+    register_tasks(data)
     import seqio
 
     is_mixture = name in seqio.MixtureRegistry.names()
-    tasks = members(name) if is_mixture else [(find_task(data.task_modules, name).name, 1.0)]
+    tasks = members(name) if is_mixture else [(find_task(data, name).name, 1.0)]
     modules = {module: fingerprint.module_hash(module) for module in sorted(fingerprint.tree_modules(data.task_modules))}
     stored = {"name": name, "tasks": tasks, "depends": {"modules": modules, "files": {}, "environment": {}}}
     with writing(path.parent):
@@ -122,19 +122,19 @@ def tokenise(task: Any, split: str, lengths: dict[str, int], vocabulary: Vocabul
 
 @contextlib.contextmanager
 def _downloading(task: Any) -> Iterator[None]:
-    """What TFDS raises without a network or disk space, in a sentence; other sources speak for themselves."""
+    """Downloads what a task reads from TFDS, and what TFDS raises is a sentence; other sources speak for themselves."""
     import seqio
 
+    if not isinstance(task.source, seqio.TfdsDataSource):
+        yield
+        return
+    loader = task.source.tfds_dataset
+    if loader.tfds_splits is None:  # else each split is of a dataset of its own
+        downloads.open_tfds(loader, f"task '{task.name}'")
     try:
         yield
     except Exception as error:
-        if not isinstance(task.source, seqio.TfdsDataSource):
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"Task '{task.name}' could not get the TFDS dataset '{task.source.tfds_dataset.name}' ({reason}); "
-            "check the network, or set TFDS_DATA_DIR to a folder that has it."
-        ) from error
+        raise downloads.unreadable(loader.name, error, f"task '{task.name}'") from error
 
 
 def _columns(batch: dict[str, Any], lengths: dict[str, int], ends_in_eos: dict[str, bool]) -> Columns:

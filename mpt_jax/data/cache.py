@@ -8,6 +8,7 @@ task, data files, environment variables). Opening checks both without importing 
 `mpt_jax/data/build.py` in a temporary folder and moved into place in one step, so that a killed build leaves nothing behind.
 """
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -77,7 +78,9 @@ def require_splits(data: DataConfig, tasks: Iterable[str], splits: Iterable[str]
 
 def _folder_of(data: DataConfig, task: str, split: str, vocabulary: Vocabulary) -> Path:
     """The folder of a cache's variants."""
-    asked = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
+    asked: list[Any] = [task, split, lengths_of(data), vocabulary.fingerprint, list(data.task_modules)]
+    if task in data.own_tasks:
+        asked.append(dataclasses.asdict(data.own_tasks[task]))
     return cache_root(data) / task / f"{split}-{fingerprint.digest(str(FORMAT), json.dumps(asked))}"
 
 
@@ -86,6 +89,8 @@ def mixture_tasks(data: DataConfig, name: str) -> list[tuple[str, float]]:
 
     The answer is kept beside the token caches, so that a second run needs no seqio.
     """
+    if name in data.own_tasks:
+        return [(name, 1.0)]
     folder = cache_root(data) / "_mixtures"
     path = folder / f"{fingerprint.digest(str(FORMAT), name, *data.task_modules)}.json"
     try:
@@ -124,8 +129,8 @@ class TokenCache:
       percentiles: {"inputs": {"50": n, …}, "targets": …}, of the lengths before anything was cut, in tokens.
     """
 
-    def __init__(self, folder: Path, meta: dict[str, Any], vocabulary: Vocabulary, task_modules: tuple[str, ...] = ()):
-        self.folder, self.meta, self.vocabulary, self.task_modules = folder, meta, vocabulary, task_modules
+    def __init__(self, folder: Path, meta: dict[str, Any], vocabulary: Vocabulary, data: DataConfig | None = None):
+        self.folder, self.meta, self.vocabulary, self._data = folder, meta, vocabulary, data
         self.task: str = meta["task"]
         self.split: str = meta["split"]
         self.lengths: dict[str, int] = meta["lengths"]
@@ -250,7 +255,8 @@ class TokenCache:
             return postprocess, [load_function(spec) for spec in stored["metrics"]], lambda example: example
         from mpt_jax.data import registry  # the task scores with functions of its own: loads seqio
 
-        return registry.scoring_functions(self.task_modules, self.task)
+        assert self._data is not None
+        return registry.scoring_functions(self._data, self.task)
 
     def _bounds(self, name: str, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
@@ -291,7 +297,7 @@ def _open_fresh(folder: Path, data: DataConfig, vocabulary: Vocabulary) -> Token
             meta = json.loads(meta_path.read_text())
             whole = all((meta_path.parent / name).stat().st_size == size for name, size in meta["sizes"].items())
             if whole and fingerprint.fresh(meta["depends"]):
-                return TokenCache(meta_path.parent, meta, vocabulary, data.task_modules)
+                return TokenCache(meta_path.parent, meta, vocabulary, data)
         except (OSError, ValueError, KeyError):
             continue  # cut short by a full disk or a crash: as good as missing
     return None

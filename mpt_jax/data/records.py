@@ -29,6 +29,12 @@ def read_records(path: Path, key: str = "the file") -> Iterator[Record]:
     return _table(path, lines) if path.suffix == ".tsv" else _objects(path, lines)
 
 
+def count_records(path: Path) -> int:
+    """How many rows the file has, without looking into them. UserError where it cannot be read."""
+    lines = sum(1 for _ in _lines(path, "the file"))
+    return max(lines - 1, 0) if path.suffix == ".tsv" else lines
+
+
 def _lines(path: Path, key: str) -> Iterator[tuple[int, str]]:
     number = 0
     try:

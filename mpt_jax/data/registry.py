@@ -5,6 +5,7 @@ import functools
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mpt_jax.config import nearest
+from mpt_jax.config import DataConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.quiet import silent_stderr
 
@@ -37,9 +38,9 @@ class Entry(NamedTuple):
     members: Mapping[str, float] = MappingProxyType({})
 
 
-def catalogue(modules: tuple[str, ...]) -> list[Entry]:
-    """Every task and then every mixture that `modules` register, sorted by name. UserError for a module that is not there."""
-    import_task_modules(modules)
+def catalogue(data: DataConfig) -> list[Entry]:
+    """Every task and then every mixture that is registered for `data`, sorted by name. UserError as `register_tasks`."""
+    register_tasks(data)
     import seqio
 
     tasks = [_task_entry(seqio.TaskRegistry.get(name)) for name in sorted(seqio.TaskRegistry.names())]
@@ -87,8 +88,30 @@ def _name_of(metric: Any) -> str:
     return str(getattr(inner, "__name__", inner))
 
 
-def import_task_modules(modules: tuple[str, ...]) -> None:
-    """Imports the modules that register tasks, keeping TensorFlow away from accelerators."""
+def register_tasks(data: DataConfig) -> None:
+    """Imports `DataConfig.task_modules`, which register tasks, and lets one of them register `DataConfig.own_tasks`.
+
+    TensorFlow is kept away from accelerators.
+
+    Raises:
+      UserError: a module is not there; or there are own tasks, and no module has the function `register_own`.
+    """
+    _import(data.task_modules)
+    import seqio
+
+    seqio.set_tfds_data_dir_override(os.path.expanduser(data.tfds_data_dir) or None)
+    if not data.own_tasks:
+        return
+    makers = [maker for module in data.task_modules if (maker := getattr(sys.modules[module], "register_own", None))]
+    if not makers:
+        raise UserError(
+            f"DataConfig.own_tasks has {', '.join(map(repr, data.own_tasks))}, but no module of DataConfig.task_modules "
+            f"({', '.join(data.task_modules)}) makes tasks of them; add 'tasks' to it."
+        )
+    makers[0](data.own_tasks)
+
+
+def _import(modules: tuple[str, ...]) -> None:
     with silent_stderr():
         import seqio
         import tensorflow as tf
@@ -111,9 +134,9 @@ def import_task_modules(modules: tuple[str, ...]) -> None:
             ) from None
 
 
-def find_task(modules: tuple[str, ...], name: str) -> Any:
+def find_task(data: DataConfig, name: str) -> Any:
     """The registered task, or a UserError with the nearest name."""
-    import_task_modules(modules)
+    register_tasks(data)
     import seqio
 
     if name in seqio.TaskRegistry.names():
@@ -121,9 +144,9 @@ def find_task(modules: tuple[str, ...], name: str) -> Any:
     names = sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
     hint = _hint_to_files(name, names) if name.startswith(FILES) else nearest(name, names)
     raise UserError(
-        f"No seqio task or mixture '{name}' is registered by {', '.join(modules) or 'this program'}.{hint} "
+        f"No seqio task or mixture '{name}' is registered by {', '.join(data.task_modules) or 'this program'}.{hint} "
         "Correct DataConfig.mixture (MIXTURE_OR_TASK_NAME) or, in a study, PipelineConfig.sources or PipelineConfig.targets; "
-        "or add the module that registers it to DataConfig.task_modules."
+        "add the module that registers it to DataConfig.task_modules; or describe it in DataConfig.own_tasks."
     )
 
 
@@ -144,9 +167,9 @@ def _hint_to_files(name: str, names: Sequence[str]) -> str:
     return f" There is no {folder / task / 'train.jsonl'} and no train.tsv.{close or there}"
 
 
-def scoring_functions(modules: tuple[str, ...], name: str) -> tuple[Any, list[Any], Any]:
+def scoring_functions(data: DataConfig, name: str) -> tuple[Any, list[Any], Any]:
     """(postprocess_fn, metric_fns, conversion of a text example to what seqio gives them) of a task with its own functions."""
-    task = find_task(modules, name)
+    task = find_task(data, name)
     return task.postprocess_fn, list(task.predict_metric_fns), _as_numpy
 
 

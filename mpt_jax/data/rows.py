@@ -28,7 +28,7 @@ def tokenise_rows(
     Raises:
         UserError: no such task, or none of its splits can be opened to see what its fields are.
     """
-    task = find_task(data.task_modules, task_name)
+    task = find_task(data, task_name)
     spec = _fields(task)
     lengths = lengths_of(data)
 
@@ -70,6 +70,8 @@ def _fields(task: Any) -> dict[str, Any]:
         """A list of any length, as one row has it: of a ragged column, TensorFlow still calls it ragged."""
         return tf.TensorSpec(spec.shape, spec.dtype) if getattr(spec, "ragged_rank", 1) == 0 else spec
 
+    if hasattr(task.source, "element_spec"):  # a source that knows without reading its rows
+        return tf.nest.map_structure(dense, dict(task.source.element_spec))
     reasons = []
     for split in task.splits:
         try:
