@@ -60,6 +60,13 @@ def inject_packed(prompt: jax.Array, x: jax.Array, segments: jax.Array) -> jax.A
     return jnp.where(soft[..., None], jnp.take_along_axis(tokens, index[..., None], axis=1).astype(x.dtype), x)
 
 
+def encoder_mask(batch: dict[str, jax.Array], prompt_length: int) -> jax.Array:
+    """`Output.encoder_mask` before anything is computed: bool [B,S], with a prompt of so many tokens before each input."""
+    if "encoder_segments" in batch:
+        return batch["encoder_segments"] > 0
+    return jnp.pad(batch["encoder_tokens"] > 0, ((0, 0), (prompt_length, 0)), constant_values=True)
+
+
 def batch_prompts(module: Prompt, trainable: Any, model: T5, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
     """The prompts of the batch's examples, [B,P,D] or, of packed rows, [B,E,P,D]."""
     tokens, task_ids = batch["encoder_tokens"], batch["task_ids"]

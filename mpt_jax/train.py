@@ -98,7 +98,7 @@ class _Run:
         self.began = time.perf_counter()
         self.experiment, self.folder, self.config = experiment, folder, experiment.train
         self.mesh = setup.mesh_of(experiment)
-        check_batch_size(experiment.data.batch_size, self.mesh)
+        check_batch_size(experiment.data.batch_size, self.mesh, self.config.num_microbatches)
         self.backbone = setup.open_backbone(experiment, self.mesh, backbone)
         self.vocabulary = setup.open_vocabulary(experiment, self.backbone)
         self.streams = setup.find_streams(experiment)
@@ -114,7 +114,13 @@ class _Run:
         recipe = (experiment.optimizer, self.config.steps, groups)
         self.state = create_state(start, model, *recipe, self.config.seed, self.mesh, self.config.spike_window)
         self.train_step = make_train_step(
-            model, self.prompt_module, experiment.loss, *recipe, self.mesh, self.config.spike_factor
+            model,
+            self.prompt_module,
+            experiment.loss,
+            *recipe,
+            self.mesh,
+            self.config.spike_factor,
+            self.config.num_microbatches,
         )
         self.compiled: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches
         self.best = Best(self.state.trainable, groups) if self.config.eval_period else None
