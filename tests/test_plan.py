@@ -86,6 +86,29 @@ def test_what_does_not_fit_is_told_with_what_would(experiment, monkeypatch):
     assert "does NOT fit" in text and "num_partitions=4" in text and "remat='full'" in text
 
 
+def test_microbatches_are_told_where_activations_do_not_fit(experiment, monkeypatch):
+    """The fewest that fit, before anything that costs more; and with them the job fits."""
+    big = tiny.replace(wide(experiment, d_ff=4096), data={"batch_size": 64})
+    found = find_slice("h100")
+
+    def needs(parts):
+        changed = tiny.replace(big, train={"num_microbatches": parts})
+        mesh = make_mesh(PartitionConfig(1), [jax.devices()[0]])
+        return memory.estimate_training(memory.programs_of(changed, (0,), mesh), changed)
+
+    whole, quarter = needs(1), needs(4)
+    assert quarter.kept == pytest.approx(whole.kept / 4, rel=0.01)
+    assert quarter.weights == whole.weights and quarter.total < needs(2).total < whole.total
+    limit = found._replace(device=found.device._replace(memory=quarter.total))
+    monkeypatch.setattr(plan, "find_slice", lambda _: limit)
+    text = plan.describe(plan.make_plan(big, "h100"))
+    assert text.index("with TrainConfig.num_microbatches=4\n") < text.index("with T5Config.remat='full'")
+    fitting = plan.describe(plan.make_plan(tiny.replace(big, train={"num_microbatches": 4}), "h100"))
+    assert ": fits" in fitting and "64 examples in 4 microbatches, inputs 24" in fitting
+    with pytest.raises(UserError, match="cannot be cut into TrainConfig.num_microbatches=3 equal parts"):
+        plan.make_plan(tiny.replace(big, train={"num_microbatches": 3}), "h100")
+
+
 def test_the_fewest_partitions_that_fit_are_chosen(experiment):
     big, devices = wide(experiment, d_ff=4096), [jax.devices()[0]] * 8
     needs = {}
