@@ -68,9 +68,12 @@ class Plan(NamedTuple):
     decode_work: Work
 
 
-def make_plan(experiment: Experiment, topology: str) -> Plan:
+def make_plan(experiment: Experiment, topology: str, *, decoding: bool = True) -> Plan:
     """Compiles (for a TPU) and adds up.
 
+    Args:
+        topology: see `hardware.find_slice`.
+        decoding: whether decoding is compiled, too, and not only the training step.
     Raises:
         UserError: an unknown topology, no libtpu, a batch that the devices cannot share, a job that fits with no model axis.
     """
@@ -89,7 +92,7 @@ def make_plan(experiment: Experiment, topology: str) -> Plan:
     decode: Compiled | None = None
     if where.topology:
         train = _compile(programs.train, programs.train_arguments)
-        decode = _compile(programs.decode, programs.decode_arguments)
+        decode = _compile(programs.decode, programs.decode_arguments) if decoding else None
     return Plan(
         experiment,
         where,
@@ -106,12 +109,16 @@ def _tpu_devices(topology: str) -> list[Any]:
     """The devices of a slice that need not exist."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would wait for a metadata server that only Google's VMs have
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans may be made at once: neither touches a device
-    hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}  # else libtpu takes 2 x 2 chips a host
+    options: dict[str, Any] = {}
+    if topology.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # else libtpu takes 2 x 2 chips a host
+    if topology.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # else libtpu takes the two cores of a chip for devices of their own
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"A plan for a TPU asks its compiler, which is not installed: pip install '{LIBTPU}' (130 MB).")
     try:
         with silent_stderr():
-            described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **hosts)
+            described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **options)
             return list(described.devices)
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]

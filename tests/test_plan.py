@@ -153,6 +153,12 @@ class TestTPU:
         assert layers and {c.kind for c in layers} == {"all-reduce"}, "a layer sums its results, and gathers no weight"
         assert "fits" in plan.describe(made)
 
+    @pytest.mark.parametrize("name, size", [("v3:2x2", 8), ("v5e:1x1", 1), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x4", 8)])
+    def test_a_slice_has_the_devices_that_it_is_counted_as(self, name, size):
+        """Of v4 and later a chip is one device, of v3 each of its two cores."""
+        found = find_slice(name)
+        assert len(plan._tpu_devices(found.topology)) == found.size == size
+
     def test_a_refusal_says_how_much_is_lacking(self, experiment):
         huge = tiny.replace(wide(experiment, d_ff=2**16), data={"batch_size": 2**14})
         made = plan.make_plan(huge, "v5e:1x1")
