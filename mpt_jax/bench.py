@@ -38,7 +38,7 @@ def run_bench(experiment: Experiment) -> dict[str, Any]:
         UserError: a batch that the devices cannot share; no mesh that fits.
     """
     mesh = setup.mesh_of(experiment)
-    check_batch_size(experiment.data.batch_size, mesh)
+    check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
     groups = setup.find_streams(experiment).groups
     programs = programs_of(experiment, groups, mesh)
     state, frozen, batch = _arrays(programs, experiment)
@@ -150,6 +150,7 @@ def _circumstances(experiment: Experiment, programs: Programs) -> dict[str, Any]
         "method": prompt.method,
         "prompt_length": prompt.length if programs.prompt_module else 0,
         "batch_size": data.batch_size,
+        "num_microbatches": experiment.train.num_microbatches,
         "decode_batch_size": len(programs.decode_arguments[2]["task_ids"]),
         "lengths": data.lengths,
         "versions": {

@@ -343,6 +343,10 @@ class TrainConfig:
     checkpoint_period: int = 500  # 0 = none: a run that is stopped begins again
     keep_checkpoints: int = 2
     tensorboard: bool = True
+    # Parts of a batch that a step computes one after the other (T5X's `trainer.num_microbatches`): the memory of one, the result
+    # of the batch, but that each part draws its own dropout masks. BATCH_SIZE is a multiple of this times the devices that share
+    # the batch.
+    num_microbatches: int = 1  # 1 = the whole batch at once
     # A step whose loss or gradient is not finite never changes a prompt. Nor does one whose loss is a spike: above `spike_factor`
     # times the median of the last `spike_window` good steps, of each group for itself. The run then stops, or goes on without it.
     spike_factor: float = 0.0  # 0 = no loss is a spike
@@ -352,6 +356,7 @@ class TrainConfig:
 
     def validate(self) -> None:
         _check(self.log_period > 0, f"TrainConfig.log_period must be positive, not {self.log_period}")
+        _check(self.num_microbatches > 0, f"TrainConfig.num_microbatches must be positive, not {self.num_microbatches}")
         for name in ("eval_period", "max_eval_examples", "patience", "checkpoint_period"):
             _check(getattr(self, name) >= 0, f"TrainConfig.{name} must not be negative, not {getattr(self, name)}")
         _check(

@@ -13,27 +13,34 @@ from mpt_jax.config import LossConfig
 from mpt_jax.errors import UserError
 from mpt_jax.losses import cross_entropy, group_reduce, group_sum, of_positions, safe_divide
 from mpt_jax.models.t5 import T5
-from mpt_jax.prompted_t5 import Output, batch_prompts, forward
+from mpt_jax.prompted_t5 import Output, batch_prompts, encoder_mask, forward
 from mpt_jax.prompts.base import Prompt, number_of_groups
 
 Batch = dict[str, jax.Array]
 Aux = dict[str, jax.Array]
-LossFn = Callable[[Any, Any, Batch, jax.Array | None], tuple[jax.Array, Aux]]
+LossFn = Callable[..., tuple[jax.Array, Aux]]  # (trainable, frozen, batch, key, amounts=None), see `make_loss`
 
 
-class Distance(NamedTuple):
-    """Squared distance of hidden states at each position: the mean over width and layers."""
+class Amounts(NamedTuple):
+    """What the sums of a batch are divided by, [G] float32 of each group.
 
-    squares: jax.Array  # [B,S], 0 where nothing is compared
-    compared: jax.Array  # [B,S] float32, 1 where it is
+    They are counted in the batch's integer arrays and weights, so that they are known before anything of it is computed.
+    """
+
+    tokens: jax.Array  # sum of the targets' weights
+    encoder: jax.Array  # positions where hidden states are compared
+    decoder: jax.Array
 
 
 class Distillation(NamedTuple):
-    """Terms per position; those that the configuration leaves out are None."""
+    """Terms per position; those that the configuration leaves out are None.
+
+    Of hidden states, the squared distance: the mean over width and layers, 0 where nothing is compared.
+    """
 
     kl: jax.Array | None  # [B,L] KL(teacher‖student), times the target's weight
-    encoder: Distance | None
-    decoder: Distance | None
+    encoder: jax.Array | None  # [B,S]
+    decoder: jax.Array | None  # [B,L]
 
 
 def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig) -> Distillation:
@@ -52,9 +59,8 @@ def distillation(student: Output, teacher: Output, batch: Batch, cfg: LossConfig
     if cfg.distill_logits:
         kl = kl_divergence(teacher.logits, student.logits, cfg.temperature) * weights
     if cfg.hidden_layers != "none" and cfg.distill_encoder:
-        shared = min(student.encoder_mask.shape[1], teacher.encoder_mask.shape[1])
-        both = student.encoder_mask[:, -shared:] & teacher.encoder_mask[:, -shared:]
-        both = both & _with_targets(batch)[:, -shared:]
+        both = _compared(student.encoder_mask, teacher.encoder_mask, batch)
+        shared = both.shape[1]
         encoder = _distance(
             [(s[..., -shared:, :], t[..., -shared:, :]) for s, t in _layers(student, teacher, "encoder", cfg.hidden_layers)], both
         )
@@ -70,12 +76,27 @@ def kl_divergence(teacher_logits: jax.Array, student_logits: jax.Array, temperat
     return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
+def count_amounts(frozen: Any, batch: Batch, prompt_module: Prompt | None, groups: tuple[int, ...]) -> Amounts:
+    """The amounts of a batch; of hidden states, none without teachers. `frozen` is that of the loss."""
+    num_groups, (encoder_ids, decoder_ids) = number_of_groups(groups), _group_ids(batch, groups)
+    weights = batch["loss_weights"].astype(jnp.float32)
+    tokens = group_sum(weights, decoder_ids, num_groups)
+    if prompt_module is None or "teacher" not in frozen:
+        return Amounts(tokens, jnp.zeros(num_groups), jnp.zeros(num_groups))
+    student = encoder_mask(batch, prompt_module.length, prompt_module.mask(batch["task_ids"]))
+    teacher = encoder_mask(batch, frozen["teacher"].shape[-2])
+    encoder = group_sum(_compared(student, teacher, batch), encoder_ids, num_groups)
+    return Amounts(tokens, encoder, group_sum(weights > 0, decoder_ids, num_groups))
+
+
 def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: tuple[int, ...]) -> LossFn:
-    """The loss of every run: `loss_fn(trainable, frozen, batch, key) -> (loss, aux)`.
+    """The loss of every run: `loss_fn(trainable, frozen, batch, key, amounts=None) -> (loss, aux)`.
 
     `trainable` is the prompt module's parameters, with `frozen["backbone"]` the model's; or, without a prompt module,
     `{"backbone": params}`. `frozen["teacher"]` [N,P,D], when there, holds each stream's teacher prompt and switches
-    distillation on. `key` drives the student's dropout; None switches it off. The teacher has none.
+    distillation on. `key` drives the student's dropout; None switches it off. The teacher has none. `amounts` are what
+    `count_amounts` counts in this batch (None: it does) or in a larger one, of which this batch is a part; the parts' losses,
+    aux and gradients then add up to the larger one's.
 
     The loss is the sum over groups of CE + λ (KL + hidden), each summed or averaged within the group, so groups do not
     influence one another. Hidden distances are means over positions and width (encoder's plus decoder's); under "sum"
@@ -86,7 +107,9 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
     """
     num_groups = number_of_groups(groups)
 
-    def loss_fn(trainable: Any, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Aux]:
+    def loss_fn(
+        trainable: Any, frozen: Any, batch: Batch, key: jax.Array | None, amounts: Amounts | None = None
+    ) -> tuple[jax.Array, Aux]:
         params = trainable["backbone"] if prompt_module is None else frozen["backbone"]
         prompt = prompt_mask = None
         if prompt_module is not None:
@@ -95,11 +118,11 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
         hidden = "none" if teacher_prompts is None else _hidden_needed(cfg)
         student = forward(model, params, batch, prompt, prompt_mask=prompt_mask, dropout_key=key, hidden=hidden)
 
-        groups_of_examples = jnp.asarray(groups)[batch["task_ids"]]
-        group_ids = of_positions(groups_of_examples, batch.get("decoder_segments"))
+        whole = count_amounts(frozen, batch, prompt_module, groups) if amounts is None else amounts
+        encoder_ids, group_ids = _group_ids(batch, groups)
         targets, weights = batch["decoder_target_tokens"], batch["loss_weights"].astype(jnp.float32)
         per_token = cross_entropy(student.logits, targets, weights, z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing)
-        ce = group_reduce(per_token, weights, group_ids, num_groups, cfg.normalization)
+        ce = group_reduce(per_token, whole.tokens, group_ids, cfg.normalization)
         tokens = group_sum(weights, group_ids, num_groups)
         correct = group_sum((student.logits.argmax(axis=-1) == targets) * weights, group_ids, num_groups)
         kl = distance = jnp.zeros(num_groups)
@@ -108,17 +131,31 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
             teacher = forward(model, params, batch, teacher_prompts[batch["task_ids"]], hidden=hidden)
             terms = distillation(student, teacher, batch, cfg)
             if terms.kl is not None:
-                kl = group_reduce(terms.kl, weights, group_ids, num_groups, cfg.normalization)
-            encoder_groups = of_positions(groups_of_examples, batch.get("encoder_segments"))
-            for part, ids in ((terms.encoder, encoder_groups), (terms.decoder, group_ids)):
+                kl = group_reduce(terms.kl, whole.tokens, group_ids, cfg.normalization)
+            for part, ids, amount in (
+                (terms.encoder, encoder_ids, whole.encoder),
+                (terms.decoder, group_ids, whole.decoder),
+            ):
                 if part is not None:
-                    mean = safe_divide(*(group_sum(value, ids, num_groups) for value in part))
-                    distance = distance + (mean if cfg.normalization == "mean" else mean * tokens)
+                    mean = safe_divide(group_sum(part, ids, num_groups), amount)
+                    distance = distance + (mean if cfg.normalization == "mean" else mean * whole.tokens)
         loss = ce + cfg.distill_weight * (kl + distance)
         aux = {"loss": loss, "ce": ce, "kl": kl, "hidden": distance, "tokens": tokens, "correct": correct}
         return loss.sum(), jax.lax.stop_gradient(aux)
 
     return loss_fn
+
+
+def _group_ids(batch: Batch, groups: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The group of each row [B] or, packed, of each position of the encoder [B,S] and of the decoder [B,L]."""
+    of_examples = jnp.asarray(groups)[batch["task_ids"]]
+    return of_positions(of_examples, batch.get("encoder_segments")), of_positions(of_examples, batch.get("decoder_segments"))
+
+
+def _compared(student_mask: jax.Array, teacher_mask: jax.Array, batch: Batch) -> jax.Array:
+    """Encoder positions whose states are compared, bool [B,S] of the shorter of both; matched from the right."""
+    shared = min(student_mask.shape[1], teacher_mask.shape[1])
+    return student_mask[:, -shared:] & teacher_mask[:, -shared:] & _with_targets(batch)[:, -shared:]
 
 
 def _check_lengths(prompt: jax.Array | None, teachers: jax.Array, batch: Batch) -> None:
@@ -165,9 +202,8 @@ def _layers(student: Output, teacher: Output, stack: str, which: str) -> list[tu
     return [tops if index == depth - 1 else (blocks[0][index], blocks[1][index]) for index in indices]
 
 
-def _distance(pairs: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> Distance:
-    """Squared distance averaged over width and layers, at the positions of mask [B,S]."""
+def _distance(pairs: list[tuple[jax.Array, jax.Array]], mask: jax.Array) -> jax.Array:
+    """Squared distance [B,S] averaged over width and layers, at the positions of mask [B,S]."""
     squares = [jnp.square(s.astype(jnp.float32) - t.astype(jnp.float32)).mean(axis=-1) for s, t in pairs]
     # where, not a product: an infinite or NaN state of a masked position must not reach the loss
-    mean = jnp.where(mask, sum(squares) / len(squares), 0.0)
-    return Distance(mean, mask.astype(jnp.float32))
+    return jnp.where(mask, sum(squares) / len(squares), 0.0)

@@ -1,11 +1,13 @@
 """Accelerators that a job may be planned for: what one device holds and how fast it is at best.
 
-TPUs: the "System architecture" tables of Cloud TPU's documentation (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e). GPUs: the
+TPUs: the "System architecture" tables of Cloud TPU's documentation (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e); v3's link
+is from Table 4 of Jouppi et al. 2023, "TPU v4". GPUs: the
 makers' data sheets, dense bfloat16 without sparsity. The `link` of a TPU is its interconnect in one direction, half of the
 "bidirectional bandwidth per chip"; of a GPU, NVLink in one direction, or PCIe 4.
 """
 
 import difflib
+import math
 from typing import NamedTuple
 
 from mpt_jax.errors import UserError
@@ -17,7 +19,7 @@ EFFICIENCY = 0.45
 
 
 class Device(NamedTuple):
-    """One device as JAX counts them: a chip of TPU v4 and later, a GPU.
+    """One device as JAX counts them: a core of TPU v3, a chip of TPU v4 and later, a GPU.
 
     Attributes:
         memory: bytes that a program can use. Of a TPU, what its compiler gives a program.
@@ -31,10 +33,12 @@ class Device(NamedTuple):
     flops: float
     bandwidth: float
     link: float
+    per_chip: int = 1  # devices of a chip
 
 
 TPUS = {
-    "v4": Device("TPU v4", 31.75 * GIB, 275e12, 1228e9, 300e9),
+    "v3": Device("TPU v3 core", 15.48 * GIB, 61.5e12, 450e9, 140e9, per_chip=2),
+    "v4": Device("TPU v4", 30.75 * GIB, 275e12, 1228e9, 300e9),
     "v5e": Device("TPU v5e", 15.75 * GIB, 197e12, 819e9, 200e9),
     "v5p": Device("TPU v5p", 95.74 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Device("TPU v6e", 31.25 * GIB, 918e12, 1640e9, 400e9),
@@ -74,14 +78,14 @@ def find_slice(name: str) -> Slice:
     if not all(part.isdecimal() and int(part) for part in parts) or (kind in TPUS) != (len(parts) > 1):
         example = f"{kind}:2x2x1" if kind in ("v4", "v5p") else f"{kind}:2x4" if kind in TPUS else f"{kind}:8"
         raise UserError(f"--topology={name} is no shape of {kind}; write it like {example}.")
-    count = 1
-    for part in parts:
-        count *= int(part)
-    return Slice((TPUS | GPUS)[kind], count, f"{kind}:{shape}" if kind in TPUS else "")
+    device = (TPUS | GPUS)[kind]
+    chips = math.prod(int(part) for part in parts)
+    return Slice(device, chips * device.per_chip, f"{kind}:{shape}" if kind in TPUS else "")
 
 
 # What JAX calls a device (`device_kind`), in lower case, begins with …
 _KINDS = {
+    "tpu v3": "v3",
     "tpu v4": "v4",
     "tpu v5 lite": "v5e",
     "tpu v5": "v5p",

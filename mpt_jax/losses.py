@@ -62,16 +62,15 @@ def safe_divide(total: jax.Array, amount: jax.Array) -> jax.Array:
     return jnp.where(amount > 0, total / jnp.where(amount > 0, amount, 1.0), 0.0)
 
 
-def group_reduce(
-    per_token: jax.Array, weights: jax.Array, group_ids: jax.Array, num_groups: int, normalization: str
-) -> jax.Array:
+def group_reduce(per_token: jax.Array, tokens: jax.Array, group_ids: jax.Array, normalization: str) -> jax.Array:
     """[B,L] losses (already weighted) → [G]: each group's "sum", or "mean" over its own weights; 0 for an absent group.
 
-    `group_ids` are [B] or [B,L], as in `group_sum`.
+    `tokens` [G] are the sums of the groups' weights; where `per_token` is only a part of the batch, those of the whole batch,
+    so that the parts' losses add up to the batch's. `group_ids` are [B] or [B,L], as in `group_sum`.
     The loss of a bank is the sum over its groups, so that no group's loss, and hence gradient, depends on another group.
     """
-    total = group_sum(per_token, group_ids, num_groups)
-    return total if normalization == "sum" else safe_divide(total, group_sum(weights, group_ids, num_groups))
+    total = group_sum(per_token, group_ids, len(tokens))
+    return total if normalization == "sum" else safe_divide(total, tokens)
 
 
 def present_streams(task_ids: jax.Array, weights: jax.Array, num_streams: int) -> jax.Array:

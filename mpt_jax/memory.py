@@ -58,7 +58,8 @@ def programs_of(experiment: Experiment, groups: tuple[int, ...], mesh: Mesh) -> 
         frozen["teacher"] = jax.ShapeDtypeStruct(teachers, jnp.float32, sharding=whole)
     recipe = (experiment.optimizer, experiment.train.steps, groups)
     state = state_shapes(trainable, model, *recipe, mesh)
-    step = make_train_step(model, module, experiment.loss, *recipe, mesh)
+    parts = experiment.train.num_microbatches
+    step = make_train_step(model, module, experiment.loss, *recipe, mesh, num_microbatches=parts)
     sizes = {"B": data.batch_size, "T": data.lengths["inputs"], "L": data.lengths["targets"]}
     batch = {
         name: jax.ShapeDtypeStruct(tuple(sizes[axis] for axis in axes.split()), INTEGER_FIELDS.get(name, jnp.int32), sharding=cut)
@@ -96,7 +97,7 @@ class Estimate(NamedTuple):
     weights: int
     state: int  # what is trained, its optimiser's state, teachers
     kept: float  # of the forward pass, for the gradient
-    working: float  # of the layer that is being computed, of the logits, and the gradient
+    working: float  # of the layer that is being computed, of the logits, and the gradient (of a microbatch, and their sum)
 
     @property
     def total(self) -> float:
@@ -112,6 +113,8 @@ def estimate_training(programs: Programs, experiment: Experiment) -> Estimate:
     state, frozen, batch = programs.train_arguments
     kept = _kept(programs, experiment, experiment.backbone.architecture)
     working = _logits(experiment, programs.mesh) + device_bytes(state.trainable)
+    if experiment.train.num_microbatches > 1:
+        working += device_bytes(jax.tree.map(lambda leaf: leaf.update(dtype=jnp.float32), state.trainable))
     if experiment.backbone.architecture.remat != "none":  # one layer is computed again, with all that it keeps
         architecture = dataclasses.replace(
             experiment.backbone.architecture, remat="none", num_encoder_layers=1, num_decoder_layers=1
@@ -126,8 +129,10 @@ def estimate_training(programs: Programs, experiment: Experiment) -> Estimate:
 
 
 def _kept(programs: Programs, experiment: Experiment, architecture: T5Config) -> float:
-    """Bytes of a device that the backward pass waits for, of a model with this architecture."""
+    """Bytes of a device that the backward pass of a microbatch waits for, of a model with this architecture."""
     state, frozen, batch = programs.train_arguments
+    rows = experiment.data.batch_size // experiment.train.num_microbatches
+    batch = {name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
     shapes = param_shapes(architecture)
     backbone, trainable = shapes, state.trainable
     if programs.prompt_module is None:
@@ -142,7 +147,6 @@ def _kept(programs: Programs, experiment: Experiment, architecture: T5Config) ->
     )
     split = {architecture.num_heads, architecture.d_ff, architecture.vocab_size}
     ways, model = batch_ways(programs.mesh), programs.mesh.shape["model"]
-    rows = experiment.data.batch_size
 
     def share(leaf: jax.ShapeDtypeStruct) -> float:
         cut = ways if rows in leaf.shape else 1
@@ -154,7 +158,7 @@ def _kept(programs: Programs, experiment: Experiment, architecture: T5Config) ->
 def _logits(experiment: Experiment, mesh: Mesh) -> float:
     """Logits and their gradient in float32."""
     data, vocabulary = experiment.data, experiment.backbone.architecture.vocab_size
-    positions = data.batch_size * data.lengths["targets"]
+    positions = data.batch_size // experiment.train.num_microbatches * data.lengths["targets"]
     return 2 * 4 * positions * vocabulary / batch_ways(mesh) / math.gcd(vocabulary, mesh.shape["model"])
 
 
@@ -180,7 +184,7 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
         if not mesh_fits or experiment.backbone.architecture.num_heads % partitions:
             continue
         mesh = make_mesh(PartitionConfig(partitions, fsdp), list(devices))
-        if experiment.data.batch_size % batch_ways(mesh):
+        if experiment.data.batch_size % (batch_ways(mesh) * experiment.train.num_microbatches):
             continue
         estimates[partitions] = estimate_training(programs_of(experiment, groups, mesh), experiment)
         if estimates[partitions].total <= memory:
@@ -188,5 +192,6 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
     tried = ", ".join(f"{n}: {estimate.total / 2**30:.1f} GiB" for n, estimate in estimates.items()) or "no divisor serves"
     raise UserError(
         f"PartitionConfig.num_partitions=0 finds no size of the mesh's model axis with which {len(devices)} devices of "
-        f"{memory / 2**30:.1f} GiB hold the job ({tried}); take a smaller BATCH_SIZE, T5Config.remat='full' or more devices."
+        f"{memory / 2**30:.1f} GiB hold the job ({tried}); take T5Config.remat='full', a larger TrainConfig.num_microbatches, a "
+        "smaller BATCH_SIZE or more devices."
     )

@@ -140,8 +140,29 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(read, tree)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, key: str = "DataConfig.batch_size (BATCH_SIZE)") -> None:
-    """UserError unless the devices can share a batch evenly."""
-    ways = batch_ways(mesh)
-    if batch_size % ways:
-        raise UserError(f"{key} is {batch_size}, which cannot be shared evenly by {ways} devices; choose a multiple of {ways}.")
+def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> None:
+    """UserError unless the devices can share a batch, or each of its microbatches, evenly."""
+    ways, multiple = batch_ways(mesh), batch_ways(mesh) * num_microbatches
+    if batch_size % multiple:
+        shared = [f"shared evenly by {ways} devices"] * (ways > 1)
+        cut = [f"cut into TrainConfig.num_microbatches={num_microbatches} equal parts"] * (num_microbatches > 1)
+        fewer = ", or fewer microbatches" if num_microbatches > 1 else ""
+        raise UserError(
+            f"DataConfig.batch_size (BATCH_SIZE) is {batch_size}, which cannot be {' that are '.join(cut + shared)}; choose a "
+            f"multiple of {multiple}{fewer}."
+        )
+
+
+def split_batch(batch: Mapping[str, jax.Array], parts: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """The rows of a batch [B,…] as so many microbatches [parts,B/parts,…], row b in microbatch b modulo `parts`.
+
+    A device that holds a run of the batch's rows thus has its share of every microbatch already, and nothing is sent. B is a
+    multiple of `parts` times the devices that share it.
+    """
+    places = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
+
+    def split(leaf: jax.Array) -> jax.Array:
+        rows = leaf.reshape(-1, parts, *leaf.shape[1:])
+        return jax.lax.with_sharding_constraint(rows.swapaxes(0, 1), places)
+
+    return {name: split(leaf) for name, leaf in batch.items()}

@@ -68,9 +68,12 @@ class Plan(NamedTuple):
     decode_work: Work
 
 
-def make_plan(experiment: Experiment, topology: str) -> Plan:
+def make_plan(experiment: Experiment, topology: str, *, decoding: bool = True) -> Plan:
     """Compiles (for a TPU) and adds up.
 
+    Args:
+        topology: see `hardware.find_slice`.
+        decoding: whether decoding is compiled, too, and not only the training step.
     Raises:
         UserError: an unknown topology, no libtpu, a batch that the devices cannot share, a job that fits with no model axis.
     """
@@ -83,13 +86,13 @@ def make_plan(experiment: Experiment, topology: str) -> Plan:
     else:
         partition = experiment.partition
     mesh = make_mesh(partition, devices)
-    check_batch_size(experiment.data.batch_size, mesh)
+    check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
     programs = programs_of(experiment, groups, mesh)
     train: Compiled | None = None
     decode: Compiled | None = None
     if where.topology:
         train = _compile(programs.train, programs.train_arguments)
-        decode = _compile(programs.decode, programs.decode_arguments)
+        decode = _compile(programs.decode, programs.decode_arguments) if decoding else None
     return Plan(
         experiment,
         where,
@@ -106,12 +109,16 @@ def _tpu_devices(topology: str) -> list[Any]:
     """The devices of a slice that need not exist."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would wait for a metadata server that only Google's VMs have
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans may be made at once: neither touches a device
-    hosts = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}  # else libtpu takes 2 x 2 chips a host
+    options: dict[str, Any] = {}
+    if topology.endswith(":1x1"):
+        options["chips_per_host_bounds"] = (1, 1, 1)  # else libtpu takes 2 x 2 chips a host
+    if topology.startswith("v4:"):
+        options["chip_config_name"] = "megacore"  # else libtpu takes the two cores of a chip for devices of their own
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"A plan for a TPU asks its compiler, which is not installed: pip install '{LIBTPU}' (130 MB).")
     try:
         with silent_stderr():
-            described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **hosts)
+            described = topologies.get_topology_desc(topology_name=topology, platform="tpu", **options)
             return list(described.devices)
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]
@@ -163,13 +170,17 @@ def describe(plan: Plan) -> str:
     experiment, mesh = plan.experiment, plan.programs.mesh
     architecture, data = experiment.backbone.architecture, experiment.data
     prompt = f" + prompt {experiment.prompt.length}" if plan.programs.prompt_module else ""
+    parts = f" in {experiment.train.num_microbatches} microbatches" if experiment.train.num_microbatches > 1 else ""
     trained = sum(leaf.size for leaf in jax.tree.leaves(plan.programs.train_arguments[0].trainable))
     lines = [
         (
             f"Model     {count_parameters(architecture):,} weights in {architecture.param_dtype}, remat '{architecture.remat}'; "
             f"{trained:,} trained"
         ),
-        f"Step      {data.batch_size} examples, inputs {data.lengths['inputs']}{prompt}, targets {data.lengths['targets']}",
+        (
+            f"Step      {data.batch_size} examples{parts}, inputs {data.lengths['inputs']}{prompt}, "
+            f"targets {data.lengths['targets']}"
+        ),
         f"Devices   {plan.slice.size} x {plan.slice.device.name}, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "",
@@ -216,43 +227,48 @@ def _decode_line(plan: Plan, decode: Compiled) -> str:
 
 
 def _advice(plan: Plan) -> list[str]:
-    """Changes with which the estimate fits, the least costly first: recomputing, a larger model axis, a smaller batch."""
-    experiment, mesh = plan.experiment, plan.programs.mesh
-    architecture, batch = experiment.backbone.architecture, experiment.data.batch_size
+    """Changes with which the estimate fits, the least costly first: microbatches, recomputing, a larger model axis."""
+    mesh, heads = plan.programs.mesh, plan.experiment.backbone.architecture.num_heads
     now = PartitionConfig(mesh.shape["model"], mesh.shape["fsdp"])
-    also = "" if architecture.remat == "full" else " and T5Config.remat='full'"
-    tried = [(also.removeprefix(" and "), batch, now)] if also else []
-    for partitions in range(now.num_partitions + 1, plan.slice.size + 1):
-        if architecture.num_heads % partitions == 0:
-            change = f"PartitionConfig.num_partitions={partitions}"
-            tried.append((change + also, batch, PartitionConfig(partitions, now.fsdp)))
-    for halved in (batch >> n for n in range(1, 12) if batch % (1 << n) == 0):
-        tried.append((f"BATCH_SIZE={halved}{also}", halved, now))
+    remat = plan.experiment.backbone.architecture.remat
+    larger = [n for n in range(now.num_partitions + 1, plan.slice.size + 1) if heads % n == 0]
+    tried = [(remat, now), *([("full", now)] if remat != "full" else [])]
+    tried += [("full", PartitionConfig(partitions, now.fsdp)) for partitions in larger]
     lines = []
-    for change, size, partition in tried:
-        needed = _needed(plan, size, partition)
-        if needed is not None and needed <= plan.slice.device.memory:
-            lines.append(f"  {needed / GIB:8.2f}  with {change}")
+    for option in tried:
+        if (found := _fewest_microbatches(plan, *option)) is not None:
+            microbatches, needed = found
+            changes = {
+                f"PartitionConfig.num_partitions={option[1].num_partitions}": option[1] != now,
+                f"T5Config.remat='{option[0]}'": option[0] != remat,
+                f"TrainConfig.num_microbatches={microbatches}": microbatches != plan.experiment.train.num_microbatches,
+            }
+            lines.append(f"  {needed / GIB:8.2f}  with {' and '.join(text for text, changed in changes.items() if changed)}")
     return (
         ["", "What would fit, estimated", *lines] if lines else ["", "Nothing known here would make it fit; take more devices."]
     )
 
 
-def _needed(plan: Plan, batch_size: int, partition: PartitionConfig) -> float | None:
-    """The estimate of a device's bytes with remat 'full', or None where the devices cannot be arranged so."""
+def _fewest_microbatches(plan: Plan, remat: str, partition: PartitionConfig) -> tuple[int, float] | None:
+    """The fewest, and not fewer than the plan's, with which a device's bytes fit by the estimate, and these; None if none do."""
+    given = plan.experiment
     if plan.slice.size % (partition.num_partitions * partition.fsdp):
         return None
     mesh = make_mesh(partition, list(plan.programs.mesh.devices.flat))
-    if batch_size % batch_ways(mesh):
+    architecture = dataclasses.replace(given.backbone.architecture, remat=remat)
+    backbone = dataclasses.replace(given.backbone, architecture=architecture)
+    most = given.data.batch_size // batch_ways(mesh)
+    if given.data.batch_size % batch_ways(mesh):
         return None
-    given = plan.experiment
-    architecture = dataclasses.replace(given.backbone.architecture, remat="full")
-    changed = dataclasses.replace(
-        given,
-        backbone=dataclasses.replace(given.backbone, architecture=architecture),
-        data=dataclasses.replace(given.data, batch_size=batch_size),
-    )
-    return estimate_training(programs_of(changed, plan.programs.groups, mesh), changed).total
+    for microbatches in (n for n in range(given.train.num_microbatches, most + 1) if most % n == 0):
+        train = dataclasses.replace(given.train, num_microbatches=microbatches)
+        changed = dataclasses.replace(given, backbone=backbone, train=train)
+        if changed == given and mesh.shape == plan.programs.mesh.shape:
+            continue  # what does not fit
+        needed = estimate_training(programs_of(changed, plan.programs.groups, mesh), changed).total
+        if needed <= plan.slice.device.memory:
+            return microbatches, needed
+    return None
 
 
 def _time_lines(plan: Plan) -> list[str]:

@@ -61,6 +61,19 @@ def inject_packed(prompt: jax.Array, x: jax.Array, segments: jax.Array) -> jax.A
     return jnp.where(soft[..., None], jnp.take_along_axis(tokens, index[..., None], axis=1).astype(x.dtype), x)
 
 
+def encoder_mask(batch: Mapping[str, jax.Array], prompt_length: int, prompt_mask: jax.Array | None = None) -> jax.Array:
+    """`Output.encoder_mask` before anything is computed: bool [B,S], with a prompt of so many tokens before each input.
+
+    `prompt_mask` [B,P] as in `inject`.
+    """
+    if "encoder_segments" in batch:
+        return batch["encoder_segments"] > 0
+    real = batch["encoder_tokens"] > 0
+    if prompt_mask is None:
+        prompt_mask = jnp.ones((len(real), prompt_length), bool)
+    return jnp.concatenate([prompt_mask, real], axis=1)
+
+
 def batch_prompts(
     module: Prompt, trainable: Any, model: T5, params: Any, batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array | None]:

@@ -125,7 +125,8 @@ def make_loader(experiment: Experiment, streams: Streams, vocabulary: Vocabulary
         sampling.stream_data(cache, stream.k_shot, stream.seed, rate)
         for cache, stream, rate in zip(caches, streams.configs, streams.rates, strict=True)
     ]
-    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, batch_ways(mesh), batch_shard(mesh))
+    multiple = batch_ways(mesh) * experiment.train.num_microbatches
+    return sampling.make_loader(experiment.data, parts, experiment.prompt_length, multiple, batch_shard(mesh))
 
 
 def open_caches(experiment: Experiment, tasks: Sequence[str], split: str, vocabulary: Vocabulary) -> list[TokenCache]:

@@ -98,7 +98,7 @@ class _Run:
         self.began = time.perf_counter()
         self.experiment, self.folder, self.config = experiment, folder, experiment.train
         self.mesh = setup.mesh_of(experiment)
-        check_batch_size(experiment.data.batch_size, self.mesh)
+        check_batch_size(experiment.data.batch_size, self.mesh, self.config.num_microbatches)
         self.backbone = setup.open_backbone(experiment, self.mesh, backbone)
         self.vocabulary = setup.open_vocabulary(experiment, self.backbone)
         self.streams = setup.find_streams(experiment)
@@ -121,6 +121,7 @@ class _Run:
             *recipe,
             self.mesh,
             self.config.spike_factor,
+            self.config.num_microbatches,
             self.streams.scales(longest),
         )
         self.compiled: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mpt_jax.config import LossConfig, OptimizerConfig
-from mpt_jax.distill import make_loss
+from mpt_jax.distill import Amounts, Batch, LossFn, count_amounts, make_loss
 from mpt_jax.guard import finite_gradients, judge
 from mpt_jax.losses import of_positions, present_streams
 from mpt_jax.models.t5 import T5, logical_axes
 from mpt_jax.optim import ALIKE, GroupScales, make_optimizer
-from mpt_jax.partitioning import replicated, tree_sharding
+from mpt_jax.partitioning import replicated, split_batch, tree_sharding
 from mpt_jax.prompts.base import number_of_groups
 
 Tree = Any
@@ -55,6 +55,7 @@ def make_train_step(
     groups: tuple[int, ...],
     mesh: Mesh,
     spike_factor: float = 0.0,
+    num_microbatches: int = 1,
     scales: GroupScales = ALIKE,
 ) -> TrainStep:
     """The compiled `step(state, frozen, batch) -> (state, metrics)`; `state` is donated, `frozen` is only read.
@@ -65,6 +66,7 @@ def make_train_step(
         prompt_module: of `prompts.build_prompt`, or None when the backbone is trained.
         groups: group of each stream.
         spike_factor: see `guard.judge`.
+        num_microbatches: parts of a batch that are computed one after the other, see `accumulate`; 1 = none.
         scales: of the groups.
     Returns:
         One function for all runs whose arguments here are equal, so that a second run with equal shapes compiles nothing.
@@ -74,7 +76,8 @@ def make_train_step(
     loss_config = dataclasses.replace(loss_config, teachers="teachers" if loss_config.teachers else "")
     if optimizer_config.schedule == "constant":
         total_steps = 0
-    return _make_train_step(model, prompt_module, loss_config, optimizer_config, total_steps, groups, mesh, spike_factor, scales)
+    recipe = (optimizer_config, total_steps, groups)
+    return _make_train_step(model, prompt_module, loss_config, *recipe, mesh, spike_factor, num_microbatches, scales)
 
 
 @functools.lru_cache(maxsize=64)
@@ -87,6 +90,7 @@ def _make_train_step(
     groups: tuple[int, ...],
     mesh: Mesh,
     spike_factor: float,
+    num_microbatches: int,
     scales: GroupScales,
 ) -> TrainStep:
     loss_fn = make_loss(model, prompt_module, loss_config, groups)
@@ -94,7 +98,13 @@ def _make_train_step(
     def step(state: TrainState, frozen: Tree, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         optimizer = make_optimizer(optimizer_config, total_steps, groups, jax.tree.map(_shape, state.trainable), scales)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
+        places = state_sharding(state, model, mesh)
+        if num_microbatches == 1:
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable, frozen, batch, key)
+        else:
+            whole = count_amounts(frozen, batch, prompt_module, groups)
+            parts = split_batch(batch, num_microbatches, mesh)
+            grads, metrics = accumulate(loss_fn, state.trainable, frozen, parts, key, whole, places.trainable)
         task_ids = of_positions(batch["task_ids"], batch.get("decoder_segments"))
         present = present_streams(task_ids, batch["loss_weights"], len(groups))
         finite = finite_gradients(grads, groups, number_of_groups(groups))
@@ -105,10 +115,36 @@ def _make_train_step(
         # Leave the state where it came from, or the second step would be compiled anew for its new place.
         # The metrics lie whole on every device, for every process to read them.
         metrics = metrics | verdict
-        places = state_sharding(new, model, mesh), jax.tree.map(lambda _: replicated(mesh), metrics)
-        return jax.lax.with_sharding_constraint((new, metrics), places)
+        return jax.lax.with_sharding_constraint((new, metrics), (places, jax.tree.map(lambda _: replicated(mesh), metrics)))
 
     return jax.jit(step, donate_argnums=0)
+
+
+def accumulate(
+    loss_fn: LossFn, trainable: Tree, frozen: Tree, microbatches: Batch, key: jax.Array, amounts: Amounts, places: Tree
+) -> tuple[Tree, dict[str, jax.Array]]:
+    """Gradient and aux of a batch whose parts are computed one after the other, so that only one part is in memory at a time.
+
+    But for rounding they are those of the whole batch; with dropout, microbatch m draws its own masks, with `fold_in(key, m)`.
+
+    Args:
+        microbatches: of `partitioning.split_batch`.
+        amounts: of the whole batch.
+        places: where the gradient's leaves lie; between the parts its sum is kept there, in float32.
+    """
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def add(total: Tree, part: tuple[jax.Array, Batch]) -> tuple[Tree, dict[str, jax.Array]]:
+        number, rows = part
+        grads, aux = gradient(trainable, frozen, rows, jax.random.fold_in(key, number), amounts)
+        total = jax.tree.map(lambda before, grad: before + grad.astype(jnp.float32), total, grads)
+        return jax.lax.with_sharding_constraint(total, places), aux
+
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), trainable)
+    numbers = jnp.arange(len(microbatches["task_ids"]))
+    total, aux = jax.lax.scan(add, jax.lax.with_sharding_constraint(start, places), (numbers, microbatches))
+    grads = jax.tree.map(lambda leaf, grad: grad.astype(leaf.dtype), trainable, total)
+    return grads, jax.tree.map(lambda parts: parts.sum(axis=0), aux)
 
 
 def create_state(

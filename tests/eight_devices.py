@@ -92,13 +92,25 @@ def check_communication(found, mesh):
         assert gathered, f"{mesh.shape}: no weight is gathered: {found}"
 
 
-def losses(config, backbone, module, mesh, make=make_batch):
-    """[2 steps, G], of the prompt (with a module) or of model tuning (without)."""
+def check_rows_stay(text, batch, mesh):
+    """Microbatches are made where the batch lies: no tokens are sent."""
+    found, width = collectives_of(text), batch["encoder_tokens"].shape[1]
+    sent = [c for c in found if "s32" in c.shapes and f"{width}]" in c.shapes]
+    assert not sent, f"{mesh.shape}: rows of a batch are sent: {sent}"
+    if mesh.shape["model"] == mesh.shape["fsdp"] == 1:
+        assert {c.kind for c in found} <= {"all-reduce"}, f"{mesh.shape}: {found}"
+
+
+def losses(config, backbone, module, mesh, make=make_batch, parts=1):
+    """[2 steps, G], of the prompt (with a module) or of model tuning (without), of batches in so many parts."""
     groups = (0, 1) if module else (0, 0)
     recipe = (config.optimizer, 9, groups)
     state = train_state.create_state(PROMPT if module else {"backbone": backbone.params}, backbone.model, *recipe, 0, mesh)
     frozen = {"backbone": backbone.params if module else {}}
-    step = train_state.make_train_step(backbone.model, module, config.loss, *recipe, mesh)
+    step = train_state.make_train_step(backbone.model, module, config.loss, *recipe, mesh, num_microbatches=parts)
+    if parts > 1:
+        batch = partitioning.place_batch(make(), mesh)
+        check_rows_stay(step.lower(state, frozen, batch).compile().as_text(), batch, mesh)
     found, compiled = [], step._cache_size()
     for _ in range(2):
         batch = partitioning.place_batch(make(), mesh)
@@ -131,8 +143,14 @@ def main():
         results[name, "prompt"] = losses(config, backbone, module, mesh)
         packed = losses(config, backbone, module, mesh, make_packed)
         np.testing.assert_allclose(packed, results[name, "prompt"], rtol=1e-5, err_msg=f"{name}, packed")
+        halves = losses(config, backbone, module, mesh, parts=2)
+        np.testing.assert_allclose(halves, results[name, "prompt"], rtol=1e-5, err_msg=f"{name}, two microbatches")
         if name != "data":
+            packed = losses(config, backbone, module, mesh, make_packed, parts=4)
+            np.testing.assert_allclose(packed, results[name, "prompt"], rtol=1e-5, err_msg=f"{name}, packed, four microbatches")
             results[name, "model"] = losses(config, backbone, None, mesh)
+            parts = losses(config, backbone, None, mesh, parts=4)
+            np.testing.assert_allclose(parts, results[name, "model"], rtol=1e-5, err_msg=f"{name}, model in four microbatches")
         inputs = list(make_batch()["encoder_tokens"][:11])
         lengths, decode = {"inputs": 12, "targets": 5}, dataclasses.replace(config.decode, batch_size=3)
         where = {"lengths": lengths, "mesh": mesh}

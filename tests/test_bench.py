@@ -23,7 +23,12 @@ STREAMS = (StreamConfig("tiny_colour", 0), StreamConfig("tiny_mood", 1))
 def test_every_method_is_measured_and_written(tmp_path, method, capsys):
     streams = STREAMS if method == "plain" else STREAMS[:1]
     config = tiny.experiment(tmp_path, "run", streams=streams, method=method)
-    config = tiny.replace(config, bench={"steps": 2, "warmup_steps": 1, "output_file": str(tmp_path / "out.json")})
+    parts = 2 if method == "mpt" else 1
+    config = tiny.replace(
+        config,
+        bench={"steps": 2, "warmup_steps": 1, "output_file": str(tmp_path / "out.json")},
+        train={"num_microbatches": parts},
+    )
     bench.run_bench(config)
     written = json.loads((tmp_path / "out.json").read_text())
     for name in ("train", "decode"):
@@ -32,6 +37,7 @@ def test_every_method_is_measured_and_written(tmp_path, method, capsys):
             result["step_seconds_p10"] <= result["step_seconds_p50"] <= result["step_seconds_p90"] <= result["first_step_seconds"]
         )
         assert result["examples_per_second"] > 0 and result["mfu"] is None, "a CPU is in no table"
+    assert written["num_microbatches"] == parts
     assert written["method"] == method and written["versions"]["jax"] == jax.__version__
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists(), "no data is read and no run begun"
     assert "train: " in capsys.readouterr().out

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_eight_devices_compute_what_one_does():
-    """Batch over 8, and batch over 2 with the model over 4: losses of two steps to 1e-5, decoded tokens exactly."""
+    """Batch over 8, and batch over 2 with the model over 4: losses of two steps to 1e-5, whole batches or microbatches, decoded
+    tokens exactly."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "eight_devices.py")], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -53,3 +54,7 @@ def test_mistakes():
         make_mesh(PartitionConfig(3), jax.devices() * 8)
     with pytest.raises(UserError, match=r"BATCH_SIZE\) is 5, which cannot be shared evenly by 2 devices"):
         check_batch_size(5, FakeMesh())
+    with pytest.raises(
+        UserError, match=r"is 6, which cannot be cut into .*=2 equal parts that are shared evenly by 2 devices; .* 4,"
+    ):
+        check_batch_size(6, FakeMesh(), 2)

@@ -86,6 +86,29 @@ def test_what_does_not_fit_is_told_with_what_would(experiment, monkeypatch):
     assert "does NOT fit" in text and "num_partitions=4" in text and "remat='full'" in text
 
 
+def test_microbatches_are_told_where_activations_do_not_fit(experiment, monkeypatch):
+    """The fewest that fit, before anything that costs more; and with them the job fits."""
+    big = tiny.replace(wide(experiment, d_ff=4096), data={"batch_size": 64})
+    found = find_slice("h100")
+
+    def needs(parts):
+        changed = tiny.replace(big, train={"num_microbatches": parts})
+        mesh = make_mesh(PartitionConfig(1), [jax.devices()[0]])
+        return memory.estimate_training(memory.programs_of(changed, (0,), mesh), changed)
+
+    whole, quarter = needs(1), needs(4)
+    assert quarter.kept == pytest.approx(whole.kept / 4, rel=0.01)
+    assert quarter.weights == whole.weights and quarter.total < needs(2).total < whole.total
+    limit = found._replace(device=found.device._replace(memory=quarter.total))
+    monkeypatch.setattr(plan, "find_slice", lambda _: limit)
+    text = plan.describe(plan.make_plan(big, "h100"))
+    assert text.index("with TrainConfig.num_microbatches=4\n") < text.index("with T5Config.remat='full'")
+    fitting = plan.describe(plan.make_plan(tiny.replace(big, train={"num_microbatches": 4}), "h100"))
+    assert ": fits" in fitting and "64 examples in 4 microbatches, inputs 24" in fitting
+    with pytest.raises(UserError, match="cannot be cut into TrainConfig.num_microbatches=3 equal parts"):
+        plan.make_plan(tiny.replace(big, train={"num_microbatches": 3}), "h100")
+
+
 def test_the_fewest_partitions_that_fit_are_chosen(experiment):
     big, devices = wide(experiment, d_ff=4096), [jax.devices()[0]] * 8
     needs = {}
@@ -96,7 +119,7 @@ def test_the_fewest_partitions_that_fit_are_chosen(experiment):
     for n in (1, 2, 4):
         assert memory.choose_partitions(big, (0,), devices, needs[n]) == n
         assert memory.choose_partitions(big, (0,), devices, needs[n] - 1) == 2 * n
-    with pytest.raises(UserError, match=r"num_partitions=0 finds no size .* take a smaller BATCH_SIZE"):
+    with pytest.raises(UserError, match=r"num_partitions=0 finds no size .* take T5Config.remat='full', a larger"):
         memory.choose_partitions(big, (0,), devices, 1000)
 
 
@@ -129,6 +152,12 @@ class TestTPU:
         layers = [c for c in made.train.collectives if c.times == 2]
         assert layers and {c.kind for c in layers} == {"all-reduce"}, "a layer sums its results, and gathers no weight"
         assert "fits" in plan.describe(made)
+
+    @pytest.mark.parametrize("name, size", [("v3:2x2", 8), ("v5e:1x1", 1), ("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x4", 8)])
+    def test_a_slice_has_the_devices_that_it_is_counted_as(self, name, size):
+        """Of v4 and later a chip is one device, of v3 each of its two cores."""
+        found = find_slice(name)
+        assert len(plan._tpu_devices(found.topology)) == found.size == size
 
     def test_a_refusal_says_how_much_is_lacking(self, experiment):
         huge = tiny.replace(wide(experiment, d_ff=2**16), data={"batch_size": 2**14})

@@ -279,7 +279,7 @@ def make_loader(
 
     Args:
       prompt_length: P, for which packed rows leave room; 0 without prompts.
-      row_multiple: packed batches have a multiple of so many rows (the devices that share them).
+      row_multiple: packed batches have a multiple of so many rows (the devices that share them, times microbatches).
       shard: see `Loader`.
     """
     packing = None
