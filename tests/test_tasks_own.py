@@ -13,6 +13,8 @@ from mpt_jax import cli
 from mpt_jax.config import TaskConfig
 from mpt_jax.data.cache import mixture_tasks, open_task
 from mpt_jax.errors import UserError
+from mpt_jax.gin_bindings import parse
+from mpt_jax.gin_text import config_text
 
 STARS = TaskConfig("review: {text}", "stars", {"1": "bad", "5": "good"}, ("accuracy", "f1"))
 
@@ -173,3 +175,11 @@ TrainConfig.tensorboard = False
     assert set(by_fields["scores"]) == {"no", "yes"} and by_fields["scores"] == by_text["scores"]
     assert cli.main(["train", run, "--gin.TaskConfig.labels={'1': 'no', '5': 'yes', '3': 'maybe'}", "--gin.TRAIN_STEPS=4"]) == 2
     assert "holds a run with data.own_tasks=" in capsys.readouterr().err
+
+
+def test_what_a_study_writes_for_its_runs_has_the_tasks(tmp_path):
+    experiment = tiny.experiment(tmp_path, "run")
+    tasks = {"own_one": dataclasses.replace(STARS, folder="a"), "own_two": RTE}
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, own_tasks=tasks))
+    (tmp_path / "config.gin").write_text(config_text(experiment))
+    assert parse([str(tmp_path / "config.gin")]).experiment() == experiment
