@@ -144,6 +144,7 @@ class TaskConfig:
             not of_numbers or (of_numbers == set(self.metrics) and not words),
             f"{of('metrics')} has {' and '.join(NUMBER_METRICS)}, which compare numbers; take no others and no labels beside",
         )
+        check_local(of("folder"), self.folder)
         _check(not (self.folder and self.tfds), f"{of('folder')} and tfds are both set; keep the one that has the rows")
         _check(
             not self.tfds or bool(re.fullmatch(r"[\w/.-]+:\d+\.\d+\.\d+", self.tfds)),

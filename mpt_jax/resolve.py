@@ -377,9 +377,14 @@ def _is_size(name: str) -> bool:
 
 
 def _with_origin(message: str, settings: dict[str, Setting]) -> str:
-    """Adds to a message of `validate` where the field that it names first was set."""
+    """Adds to a message of `validate` where the field that it names first was set.
+
+    Of several objects of a class it is the one whose key in a dict the message names: "TaskConfig.inputs of 'reviews' ...".
+    """
+    found: dict[str, str] = {}
     for path, setting in settings.items():
-        field = f"{setting.owner.split('/')[-1]}.{path.split('.')[-1]}"
-        if message.startswith(field + " ") and setting.origin != DEFAULT:
-            return f"{setting.origin}: {message}"
-    return message
+        *_, key, field = ("", *path.split("."))
+        if message.startswith(f"{setting.owner.split('/')[-1]}.{field} ") and setting.origin != DEFAULT:
+            found.setdefault(f" of '{key}' ", setting.origin)
+    origin = next((origin for named, origin in found.items() if named in message), next(iter(found.values()), ""))
+    return f"{origin}: {message}" if origin else message

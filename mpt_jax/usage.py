@@ -115,9 +115,9 @@ USAGES = {
     ),
     "tasks": Usage(
         "[NAME] [--gin_file=FILE …] [--gin.NAME=VALUE …]",
-        "Lists the tasks and mixtures that DataConfig.task_modules register, or those with NAME in theirs. With the very name of "
-        "a task, shows its source, splits, metrics, lengths, labels and some examples as text and tokens; the vocabulary is that "
-        "of mini, or with a gin file of its backbone.",
+        "Lists the tasks and mixtures of DataConfig.task_modules and own_tasks, or those with NAME in theirs. With the very name "
+        "of a task, shows its source, splits, metrics, lengths, labels and some examples as text and tokens; the vocabulary is "
+        "that of mini, or with a gin file of its backbone.",
         "  python -m mpt_jax tasks sketch_sentiment",
     ),
     "show": Usage(

@@ -229,5 +229,18 @@ def _table_of(name: str, task: TaskConfig) -> Files | Tfds:
         return Tfds(task.tfds, name, task.splits)
     if task.folder:
         return Files(lambda: Path(task.folder).expanduser(), task.splits, cure=f"TaskConfig.folder of '{name}'")
-    cure = f"{reading.VARIABLE}, or set TaskConfig.folder of '{name}'"
-    return Files(functools.partial(reading.folder_of, name), task.splits, (reading.VARIABLE,), cure=cure)
+    return Files(
+        functools.partial(_folder_by_name, name),
+        task.splits,
+        (reading.VARIABLE,),
+        cure=f"{reading.VARIABLE}, or set TaskConfig.folder of '{name}'",
+    )
+
+
+def _folder_by_name(name: str) -> Path:
+    if reading.data_folder(needed=False) is None:
+        raise UserError(
+            f"TaskConfig.folder of '{name}' is not set, and the environment variable {reading.VARIABLE}, in whose folder it "
+            "would be looked for then, is not set either; set one of them, or TaskConfig.tfds."
+        )
+    return reading.folder_of(name)

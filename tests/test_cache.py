@@ -94,11 +94,6 @@ TASKS = """
 """
 
 
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
-
-
 @dataclasses.dataclass
 class Place:
     """A module that registers tasks, and the configuration to use it."""

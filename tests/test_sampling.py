@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 from caches import write_cache
 from scipy import stats
-from tiny import make_vocabulary
 
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampling import Loader, StreamData, k_shot_rows, scarce_classes, stream_data
-from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.shapes import BATCH_SHAPES
 
 LENGTHS = {"inputs": 6, "targets": 4}
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from mpt_jax import cli
 from mpt_jax.config import TaskConfig
 from mpt_jax.data.cache import mixture_tasks, open_task
 from mpt_jax.errors import UserError
+from mpt_jax.gin_bindings import parse
+from mpt_jax.gin_text import config_text
 
 STARS = TaskConfig("review: {text}", "stars", {"1": "bad", "5": "good"}, ("accuracy", "f1"))
 
@@ -59,7 +61,7 @@ def test_another_definition_is_another_cache_in_the_same_program(folder, data, v
     assert texts(open_task(with_task(data, STARS), "own_reviews", "train", vocabulary))[0][0] == "review: other 0"
 
 
-def test_mistakes_name_the_field_or_the_line(folder, data, vocabulary):
+def test_mistakes_name_the_field_or_the_line(folder, data, vocabulary, monkeypatch):
     write_splits(folder / "own_reviews", train=[*rows("train", 2), {"text": "x", "stars": 3}], validation=rows("v", 2))
     for change, message in (
         ({}, r"own_reviews/train.jsonl, line 3: 'stars' must be one of 1, 5, not 3; correct the line"),
@@ -69,6 +71,9 @@ def test_mistakes_name_the_field_or_the_line(folder, data, vocabulary):
     ):
         with pytest.raises(UserError, match=message):
             open_task(with_task(data, dataclasses.replace(STARS, **change)), "own_reviews", "train", vocabulary)
+    monkeypatch.delenv("MPT_JAX_DATA")
+    with pytest.raises(UserError, match=r"TaskConfig.folder of 'own_reviews' is not set, and .*MPT_JAX_DATA.* not set either"):
+        open_task(with_task(data, STARS), "own_reviews", "train", vocabulary)
     with pytest.raises(UserError, match=r"own_tasks has 'mnli_t5', which is the name of another task"):
         open_task(with_task(data, STARS, "mnli_t5"), "mnli_t5", "train", vocabulary)
     tiny_only = dataclasses.replace(with_task(data, STARS), task_modules=("tiny_tasks",))
@@ -81,6 +86,7 @@ BAD = {
     "target": ("", r"TaskConfig.target of 'own' is empty"),
     "labels": ({"1": "a", "2": "a"}, r"TaskConfig.labels of 'own' gives two values the same word"),
     "metrics": (("acuracy",), r"TaskConfig.metrics of 'own' must be one of .* not 'acuracy'. Did you mean 'accuracy'"),
+    "folder": ("gs://bucket/reviews", r"TaskConfig.folder of 'own' is 'gs://bucket/reviews', but must be a local path"),
     "tfds": ("glue/rte", r"TaskConfig.tfds of 'own' must have a version"),
     "splits": ({"dev": "dev"}, r"TaskConfig.splits of 'own' must be one of train, validation, test, not 'dev'"),
 }
@@ -173,3 +179,20 @@ TrainConfig.tensorboard = False
     assert set(by_fields["scores"]) == {"no", "yes"} and by_fields["scores"] == by_text["scores"]
     assert cli.main(["train", run, "--gin.TaskConfig.labels={'1': 'no', '5': 'yes', '3': 'maybe'}", "--gin.TRAIN_STEPS=4"]) == 2
     assert "holds a run with data.own_tasks=" in capsys.readouterr().err
+
+
+def test_what_a_study_writes_for_its_runs_has_the_tasks(tmp_path):
+    experiment = tiny.experiment(tmp_path, "run")
+    tasks = {"own_one": dataclasses.replace(STARS, folder="a"), "own_two": RTE}
+    experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, own_tasks=tasks))
+    (tmp_path / "config.gin").write_text(config_text(experiment))
+    assert parse([str(tmp_path / "config.gin")]).experiment() == experiment
+
+
+def test_of_several_tasks_the_one_with_the_mistake_is_told_with_its_line(tmp_path):
+    gin = tmp_path / "mine.gin"
+    text = "include 'gin/backbones/mini.gin'\ninclude 'gin/methods/prompt_tuning.gin'\nMIXTURE_OR_TASK_NAME = 'one'\n"
+    text += "DataConfig.own_tasks = {'one': @one/TaskConfig(), 'two': @two/TaskConfig()}\n"
+    gin.write_text(text + "one/TaskConfig.inputs = '{text}'\ntwo/TaskConfig.inputs = 'text'\n")
+    with pytest.raises(UserError, match=r"mine.gin:6: TaskConfig.inputs of 'two' must name fields in braces"):
+        parse([str(gin)], ["MODEL_DIR=runs/x", "TRAIN_STEPS=1", "PROMPT_LENGTH=4"]).experiment()

@@ -7,20 +7,14 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import make_vocabulary
 
 from mpt_jax.config import DataConfig
 from mpt_jax.data.cache import open_task
-from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
+from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
 from tasks import features, pretrain
 
 WORDS = "the cat is red and the dog is blue a green bird the food is good and fine".split()
-
-
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory):
-    return load_vocabulary(make_vocabulary(tmp_path_factory.mktemp("vocabulary") / "sentencepiece.model"))
 
 
 @pytest.fixture
