@@ -250,7 +250,9 @@ class PromptConfig:
     init: str = "vocab"
     init_scale: float = 0.5  # of "uniform" (±scale, Lester et al.) and "uniform_positive" ([0, scale), as T5X's gin does)
     init_population: int = 5000  # "vocab" and the rest of "labels" draw from the ids below this
-    init_labels: tuple[str, ...] = ()
+    init_labels: tuple[
+        str, ...
+    ] = ()  # of "labels"; () = those of the stream's own task, the different targets of its training split
     init_text: str = ""
     init_file: str = ""  # a prompt file, a run's folder or what `export` writes; "PATH#TASK" chooses one prompt of a bank
     factor_init: str = "ones"  # "ones" (then P_k starts as P*) or "normal"
@@ -268,7 +270,7 @@ class PromptConfig:
             0 < self.length <= self.max_length,
             f"PromptConfig.length (PROMPT_LENGTH) must be from 1 to PromptConfig.max_length={self.max_length}, not {self.length}",
         )
-        for init, field in (("labels", "init_labels"), ("text", "init_text"), ("file", "init_file")):
+        for init, field in (("text", "init_text"), ("file", "init_file")):
             if self.init == init:
                 _check(bool(getattr(self, field)), f"PromptConfig.init='{init}' needs PromptConfig.{field}")
 
@@ -639,6 +641,9 @@ class PipelineConfig:
     # Source trainings; the targets' seeds start from them in turn. They count from RANDOM_SEED: with 100, (0, 1) train with the
     # seeds 100 and 101, which the log and results.jsonl name; in runs/source and runs/source-seed101, the latter by its seed.
     source_seeds: tuple[int, ...] = (0,)
+    source_sampling: str = (
+        "mpt"  # of MPT's source training: "mpt" (K random tasks a step) or "proportional" (all, by their sizes)
+    )
     distill: bool = True
     test_split: str = "test"
     max_test_examples: int = 0  # per task; 0 = all

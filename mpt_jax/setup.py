@@ -194,18 +194,33 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
     """Where training starts: a prompt module's parameters, or `{"backbone": parameters}`."""
     if experiment.prompt.method == "none":
         return {"backbone": backbone.params}
+    inits = [init or experiment.prompt.init for init in streams.inits]
     return initial_prompt(
         experiment.prompt,
         groups=streams.groups,
         seeds=streams.seeds,
         lengths=streams.lengths(experiment.prompt.length),
-        inits=[init or experiment.prompt.init for init in streams.inits],
+        inits=inits,
+        labels=_init_labels(experiment, streams, inits, vocabulary),
         key=jax.random.key(experiment.train.seed),
         embedding=backbone.params["token_embedder"]["embedding"],
         tokenize=vocabulary.encode,
         vocab_size=vocabulary.vocab_size,
         fingerprint=backbone.fingerprint,
     )
+
+
+def _init_labels(experiment: Experiment, streams: Streams, inits: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, ...]]:
+    """What "labels" starts each group's prompt from: the configured labels, else those of the group's own tasks."""
+    found: list[tuple[str, ...]] = []
+    for group, init in enumerate(inits):
+        texts: dict[str, None] = dict.fromkeys(experiment.prompt.init_labels if init == "labels" else ())
+        if init == "labels" and not texts:
+            tasks = [stream.task for stream in streams.configs if stream.group == group]
+            for cache in open_caches(experiment, tasks, experiment.data.train_split, vocabulary):
+                texts |= dict.fromkeys(cache.label_set.texts)
+        found.append(tuple(texts))
+    return found
 
 
 def frozen_tree(experiment: Experiment, streams: Streams, backbone: Backbone, mesh: Mesh) -> Tree:

@@ -31,6 +31,7 @@ from mpt_jax.prompts.files import FILE_NAME
 from mpt_jax.studies.results import METHODS, run_id
 
 RUNS = "runs"  # folder of the stages' runs in MODEL_DIR
+SOURCE_SAMPLING = ("mpt", "proportional")
 CURVE_POINTS = 12  # fewer do not show the course of a stage's loss; TrainConfig.log_period gives a long stage more
 START_FILE = "start.safetensors"  # the prompts that a SPoT bank starts from, in its run's folder
 # The pipeline compares fingerprints of backbone and data with those of its results.
@@ -241,6 +242,11 @@ def check(cfg: PipelineConfig) -> None:
             raise UserError(
                 f"PipelineConfig.{field} is empty but PipelineConfig.k_shots has {k}; name a method or leave {k} out."
             )
+    if cfg.source_sampling not in SOURCE_SAMPLING:
+        raise UserError(
+            f"PipelineConfig.source_sampling must be one of {', '.join(SOURCE_SAMPLING)}, not '{cfg.source_sampling}'."
+            f"{nearest(cfg.source_sampling, SOURCE_SAMPLING)}"
+        )
     for field, zero in (("bank_size", "no limit"), ("max_test_examples", "all")):
         if getattr(cfg, field) < 0:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
@@ -256,7 +262,7 @@ def _teachers(cfg: PipelineConfig, seed: int) -> Stage:
 def _source(cfg: PipelineConfig, seed: int) -> Stage:
     base = _source_base(cfg, seed, "mpt", teachers=_source_folder(cfg, "teachers", seed) if cfg.distill else "")
     streams = tuple(StreamConfig(task, 0, 0, base.data.seed) for task in cfg.sources)
-    experiment = _experiment(base, cfg.source, _source_folder(cfg, "source", seed), streams, "mpt")
+    experiment = _experiment(base, cfg.source, _source_folder(cfg, "source", seed), streams, cfg.source_sampling)
     return Stage("source", "mpt", 0, _source_runs(cfg, base), experiment)
 
 

@@ -1,5 +1,6 @@
 """What a sweep would do and cost, told before anything is trained (`sweep --dry-run`)."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mpt_jax.plan import EFFICIENCY, Time, find_slice
 from mpt_jax.studies.wording import counted
 from mpt_jax.sweep import Cell
 
-TERA = 1e12
+PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
 def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
@@ -37,7 +38,7 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         + (f"; {counted(len(done), 'point')} done already" if done else ""),
         *(f"  {cell.name}" for cell in cells),
         "",
-        "job  points  prompts          steps   batch    TFLOP  " + ("   time  " if where else "") + "what",
+        "job  points  prompts          steps   batch       FLOP  " + ("   time  " if where else "") + "what",
     ]
     sums = [0.0, 0.0]
     for number, job in enumerate(jobs, start=1):
@@ -50,13 +51,13 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         if where:
             each = Time(work.flops / where.size / where.device.flops, work.weight_bytes / where.device.bandwidth, 0.0)
             seconds = each.likely
-        sums = [sums[0] + work.flops / TERA, sums[1] + seconds]
+        sums = [sums[0] + work.flops, sums[1] + seconds]
         time = f"{duration(seconds):>9}  " if where else ""
         lines.append(
             f"{number:3}  {len(left.points):6}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
-            f"{stage.experiment.data.batch_size:7,} {work.flops / TERA:8,.1f}  {time}{stage.title}"
+            f"{stage.experiment.data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}"
         )
-    lines += ["", f"In all {sums[0]:,.1f} TFLOP of training; validation and scoring come on top."]
+    lines += ["", f"In all {_si(sums[0])}FLOP of training; validation and scoring come on top."]
     if where:
         lines.append(
             f"On {where.size} x {where.device.name}, at {EFFICIENCY:.0%} of the peak and without communication: "
@@ -65,6 +66,12 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
     else:
         lines.append("With --topology=v5e:2x4 (or h100 …) also the time that this takes there; `plan` says whether a job fits.")
     return "\n".join(lines)
+
+
+def _si(number: float) -> str:
+    """'6.7 T', '44.5 E'."""
+    power = min(max(int(math.log10(max(number, 1)) // 3), 0), len(PREFIXES) - 1)
+    return f"{number / 1000**power:.1f} {PREFIXES[power]}"
 
 
 def training_work(experiment: Experiment) -> Work:

@@ -121,6 +121,26 @@ def test_a_shorter_prompt_of_a_bank_is_evaluated_and_started_from_as_alone(folde
         setup.initial_trainable(wrong, found, bank.backbone, vocabulary)
 
 
+def test_class_labels_are_those_of_each_prompts_own_task_unless_given(folder):
+    """The mean embedding of each label's pieces, label by label, as "labels" starts from when they are given."""
+    streams = (
+        StreamConfig("tiny_mood", 0, init="labels"),
+        StreamConfig("tiny_animal", 1, init="labels"),
+        StreamConfig("tiny_mood", 2),
+    )
+    config = tiny.experiment(folder, "labels", streams=streams)
+    mesh = setup.mesh_of(config)
+    backbone = setup.open_backbone(config, mesh)
+    vocabulary = setup.open_vocabulary(config, backbone)
+    start = setup.initial_trainable(config, setup.find_streams(config), backbone, vocabulary)["prompt"]
+    embedding = np.asarray(backbone.params["token_embedder"]["embedding"])
+    caches = setup.open_caches(config, ["tiny_mood", "tiny_animal"], "train", vocabulary)
+    for group, cache in enumerate(caches):
+        for place, text in enumerate(cache.label_set.texts[: config.prompt.length]):
+            np.testing.assert_allclose(start[group, place], embedding[vocabulary.encode(text)].mean(axis=0), rtol=1e-6)
+    assert caches[0].label_set.texts != caches[1].label_set.texts
+
+
 def test_a_group_is_trained_no_more_when_its_score_has_not_risen_for_patience(folder):
     """It stays what it then was while the others go on; the run ends with the last, at once when it is called again."""
     streams = tuple(StreamConfig(task, n) for n, task in enumerate(tiny.TASKS))
@@ -151,7 +171,7 @@ def test_a_group_is_trained_no_more_when_its_score_has_not_risen_for_patience(fo
     [
         ({"length": 5}, "a stream of 'tiny_mood' with the length 5, but it must be from 1 to PromptConfig.length"),
         ({"rate_factor": 0.0}, "with the rate_factor 0.0; it must be positive"),
-        ({"init": "labels"}, "PromptConfig.init='labels' needs PromptConfig.init_labels"),
+        ({"init": "text"}, "PromptConfig.init='text' needs PromptConfig.init_text"),
         ({"init": "file"}, "all of a bank starts from a file or nothing"),
     ],
 )

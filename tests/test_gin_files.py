@@ -135,8 +135,8 @@ def test_every_study_takes_a_step_on_mini(file, tmp_path):
     if "VOCABULARY" in parsed.bindings.macros and parsed.bindings.macros["VOCABULARY"].value:
         small.append(f"VOCABULARY={vocabulary}")
     if parsed.root is PipelineConfig:
-        scopes = ["/".join(i.scope) for i in parsed.resolve().instances if i.cls is StageConfig]
-        small += [f"{scope}/StageConfig.steps=1" for scope in scopes] + [f"{scope}/StageConfig.batch_size=2" for scope in scopes]
+        owners = ["/".join((*i.scope, "StageConfig")) for i in parsed.resolve().instances if i.cls is StageConfig]
+        small += [f"{owner}.{field}" for owner in owners for field in ("steps=1", "batch_size=2")]
         small += ["PipelineConfig.sources=('tiny_mood', 'tiny_animal')", "PipelineConfig.targets=('tiny_colour',)"]
         small = [flag for flag in small if not flag.startswith("BATCH_SIZE")]
         experiment = stages.plan(build(file, *small).pipeline())[0].experiment

@@ -26,6 +26,7 @@ def initial_prompt(
     seeds: Sequence[int],
     lengths: Sequence[int] = (),
     inits: Sequence[str] = (),
+    labels: Sequence[Sequence[str]] = (),
     key: jax.Array,
     embedding: jax.Array,
     tokenize: Tokenize,
@@ -50,6 +51,7 @@ def initial_prompt(
       seeds: [G] seed of each group.
       lengths: [G] length of each group's prompt; () = `cfg.length`.
       inits: [G] as `cfg.init`, which stands for all with (); "file" is for all groups or none.
+      labels: [G] what "labels" starts each group from; () = `cfg.init_labels`.
       key: the run's random key.
       embedding: [V,D] of the backbone.
       tokenize: text → ids, without EOS.
@@ -76,7 +78,11 @@ def initial_prompt(
             resumed = params if cfg.init_file.endswith("#*") else method.resume(cfg, params, meta, groups)
         fresh = method.initial(cfg, _one_per_group(params, meta, groups), groups, factor_keys, lengths)
         return _floats(fresh if resumed is None else _same_shapes(resumed, fresh, cfg.init_file))
-    own = [dataclasses.replace(cfg, length=length, init=init) for length, init in zip(lengths, inits, strict=True)]
+    labels = labels or [cfg.init_labels] * len(seeds)
+    own = [
+        dataclasses.replace(cfg, length=length, init=init, init_labels=tuple(words))
+        for length, init, words in zip(lengths, inits, labels, strict=True)
+    ]
     starts = [_start(one, key, embedding, tokenize, vocab_size) for one, key in zip(own, base_keys, strict=True)]
     base = jnp.stack([pad_tokens(start, cfg.length) for start in starts])
     return _floats(method.initial(cfg, base, groups, factor_keys, lengths))

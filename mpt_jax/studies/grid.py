@@ -45,12 +45,12 @@ class Series(NamedTuple):
 class Published:
     """A curve to draw dashed beside those of the sweep.
 
-    `x` are values of the sweep's x axis, or parameters trained with `against` = "parameters".
+    `x` are values of the sweep's x axis, as its labels have them, or parameters trained with `against` = "parameters".
     """
 
     label: str
     source: str
-    x: tuple[float, ...]
+    x: tuple[Any, ...]
     y: tuple[float, ...]
     against: str = "x"
 
@@ -163,9 +163,11 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ())
                 aside = 0.012 * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
                 draw_line(axis, _aside(places, aside, log), spreads, style)
                 handles[one.label] = _handle(style, one.label)
-            for curve in published:
-                axis.plot(curve.x, curve.y, ls="--", lw=1.2, color=PUBLISHED_COLOR, zorder=1)
-                handles[curve.label] = Line2D([], [], ls="--", lw=1.2, color=PUBLISHED_COLOR, label=curve.label)
+            for number, curve in enumerate(published):
+                where = [places[labels.index(x)] if x in labels else x for x in map(_as_drawn, curve.x)]
+                line: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
+                axis.plot(where, curve.y, zorder=1, **line)
+                handles[curve.label] = Line2D([], [], label=curve.label, **line)
             level = results.reference(targets, "chance", tasks)
             if level is not None:
                 axis.axhline(level, color="#B03A2E", lw=1.1, zorder=1)
@@ -331,6 +333,11 @@ def _findings(targets: Records, x: str) -> Iterator[str]:
 def _within(mean: Spread, best: Spread) -> bool:
     spread = max((s for s in (mean.std, best.std) if not math.isnan(s)), default=0.0)
     return best.mean - mean.mean <= spread
+
+
+def _as_drawn(value: Any) -> Any:
+    """A value of a published curve as the axis' labels have it."""
+    return value if is_number(value) else value_label(value)
 
 
 def _sources(curves: Sequence[Published]) -> str:
