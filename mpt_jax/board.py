@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
@@ -167,13 +167,20 @@ def read_results(folder: Path, key: str) -> list[dict[str, Any]] | None:
     return list(records)
 
 
-def read_failures(folder: Path, keys: Iterable[str]) -> dict[str, str]:
-    """{key: error} of the points that failed last."""
+class Failure(NamedTuple):
+    """Why a point failed, and when its file was written."""
+
+    error: str
+    stamp: int
+
+
+def read_failures(folder: Path, keys: Iterable[str]) -> dict[str, Failure]:
+    """The points that failed when they were last tried."""
     found = {}
     for key in keys:
         path = folder / "failures" / f"{key}.json"
         if path.is_file():
-            found[key] = str(json.loads(path.read_text())["error"])
+            found[key] = Failure(str(json.loads(path.read_text())["error"]), path.stat().st_mtime_ns)
     return found
 
 

@@ -92,6 +92,8 @@ def check_study(cfg: PipelineConfig) -> tuple[list[Stage], dict[str, Record]]:
     folder = Path(cfg.base.train.model_dir).expanduser()
     if RunFolder(str(folder)).has_progress():
         raise UserError(f"MODEL_DIR {folder} holds a single run, not a study; give another MODEL_DIR.")
+    if (folder / "points").is_dir():
+        raise UserError(f"MODEL_DIR {folder} holds a sweep, not a study; continue it with `sweep`, or give another MODEL_DIR.")
     stages, recorded = plan(cfg), read_recorded(folder)
     for stage in stages:
         for n, name in enumerate(stage.run_ids):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mpt_jax import pipeline
-from mpt_jax.board import Board, read_failures, read_results
+from mpt_jax.board import Board, Failure, read_failures, read_results
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import PipelineConfig, SweepConfig
 from mpt_jax.errors import UserError
@@ -134,6 +134,7 @@ class _Worker:
         self.began = time.perf_counter()
         self.cost_done = 0.0  # by this call
         self.told_waiting = False
+        self.old_failures = self._failures()  # of earlier calls: they are tried again
 
     def work(self) -> dict[str, str]:
         """Until nothing is left to do; {key: error} of the points that failed, here or in a call that worked beside this one."""
@@ -220,17 +221,19 @@ class _Worker:
             self.say("waiting for other calls of this sweep, which are at work on what is left")
             self.told_waiting = True
         time.sleep(WAIT)
-        # What another call has tried and given up is not waited for.
-        known = [point.key for job in self.jobs for point in job.points]
-        self.failed |= {key: error for key, error in read_failures(self.folder, known).items() if key not in self.finished}
+        # What another call has tried and given up meanwhile is not waited for.
+        new = {key: failure for key, failure in self._failures().items() if failure != self.old_failures.get(key)}
+        self.failed |= {key: failure.error for key, failure in new.items() if key not in self.finished}
+
+    def _failures(self) -> dict[str, Failure]:
+        return read_failures(self.folder, [point.key for job in self.jobs for point in job.points])
 
     def _lab(self, point: Point) -> Lab:
         """The point's backbone, vocabulary and caches; checked against the results that its cell has."""
         cell = self.cells[point.cells[0]]
         study = cell.study
-        key = json.dumps(
-            [repr(study.base.backbone), repr(study.base.data), repr(study.base.partition), study.sources, study.targets]
-        )
+        base, shared = study.base, (study.sources, study.targets, study.test_split, study.max_test_examples)
+        key = repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *shared))
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
             recorded = [

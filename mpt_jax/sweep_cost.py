@@ -1,5 +1,6 @@
 """What a sweep would do and cost, told before anything is trained (`sweep --dry-run`)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +39,10 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         + (f"; {counted(len(done), 'point')} done already" if done else ""),
         *(f"  {cell.name}" for cell in cells),
         "",
-        "job  points  prompts          steps   batch       FLOP  " + ("   time  " if where else "") + "what",
+        "jobs      points  prompts          steps   batch       FLOP  " + ("       time  " if where else "") + "what, each",
     ]
-    sums = [0.0, 0.0]
-    for number, job in enumerate(jobs, start=1):
+    sums, rows = [0.0, 0.0], []
+    for job in jobs:
         left = job.only([point.key for point in job.points if point.key not in done])
         if not left.points:
             continue
@@ -52,11 +53,12 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
             each = Time(work.flops / where.size / where.device.flops, work.weight_bytes / where.device.bandwidth, 0.0)
             seconds = each.likely
         sums = [sums[0] + work.flops, sums[1] + seconds]
-        time = f"{duration(seconds):>9}  " if where else ""
-        lines.append(
-            f"{number:3}  {len(left.points):6}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
+        time = f"{duration(seconds):>11}  " if where else ""
+        rows.append(
+            f"{len(left.points):8}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
             f"{stage.experiment.data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}"
         )
+    lines += [f"{len(list(same)):4} x  {row}" for row, same in itertools.groupby(rows)]
     lines += ["", f"In all {_si(sums[0])}FLOP of training; validation and scoring come on top."]
     if where:
         lines.append(

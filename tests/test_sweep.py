@@ -20,6 +20,7 @@ from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
 from mpt_jax.gin_text import config_text
+from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
 from mpt_jax.sweep import Cell, run_sweep
@@ -229,3 +230,6 @@ def test_folders_of_other_things_are_refused(folder, tmp_path):
     (folder / "taken" / "results.jsonl").write_text("")
     with pytest.raises(UserError, match="holds a study, not a sweep"):
         run_sweep(SWEEP, cells)
+    (folder / "taken" / "points").mkdir()
+    with pytest.raises(UserError, match="holds a sweep, not a study"):
+        check_study(cells[0].study)
