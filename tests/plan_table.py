@@ -37,6 +37,7 @@ SLICES = {  # as Google calls them, and as --topology does
 }
 GPUS = {"A100 80 GB": "a100", "H100 80 GB": "h100", "H200 141 GB": "h200"}
 AXES = (2, 4, 8)  # of XXL on a v5e-8
+INT8_PLACES = (*GPUS, "v5e-1", "v5e-4", "v5e-8", "v3-8")  # of XXL, where memory is short
 BINDINGS = {
     "MIXTURE_OR_TASK_NAME": "sketch_sentiment",  # any task: nothing of it is read
     "MODEL_DIR": "none",
@@ -53,9 +54,10 @@ START, END = "<!-- tables: make plan-table -->", "<!-- end of tables -->"
 def names():
     """(size, weights, place, model axis or 0 = the smallest that fits), the cells that people ask for first."""
     places = [*GPUS, "v5e-8", *(name for name in SLICES if name != "v5e-8")]
-    xxl = [("xxl", weights, place, 0) for weights in ("bfloat16", "int8") for place in places]
     axes = [("xxl", "bfloat16", "v5e-8", axis) for axis in AXES]
-    return [*axes, *xxl, *((size, "bfloat16", place, 0) for place in places for size in ("xl", "base", "large", "small"))]
+    xxl = [*(("bfloat16", place) for place in places), *(("int8", place) for place in INT8_PLACES)]
+    others = ((size, "bfloat16", place, 0) for place in places for size in ("xl", "base", "large", "small"))
+    return [*axes, *(("xxl", *name, 0) for name in xxl), *others]
 
 
 def compute(size, weights, place, axis):
