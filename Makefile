@@ -5,6 +5,8 @@
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
 # make bank-speed   measures prompts trained side by side against separate runs (minutes; SIZE=small takes a larger T5)
 # make load-memory   measures the peak memory of loading a T5 1.1 large (3 GB of files each in two formats; minutes)
+# make plan-table   plans every size of T5 1.1 for common TPU slices and GPUs, into docs/plan.md (an hour; goes on where it was stopped)
+# make int8-base   measures a random T5 1.1 base in int8 against bfloat16 and float32 (minutes, 6 GB of memory)
 # make soak   stops studies at random KILLS=50 times, with SEED=0, by SIGNALS="KILL", and compares what they leave (half an hour)
 # Each creates .venv from the pinned requirements when it is missing or stale. PYTHON=python3.12 chooses the interpreter.
 
@@ -18,7 +20,7 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-.PHONY: demo test lint format mini soak load-memory loader-speed packing-speed bank-speed install install-dev clean
+.PHONY: demo test lint format mini soak load-memory plan-table int8-base loader-speed packing-speed bank-speed install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
@@ -42,6 +44,12 @@ soak: $(DEV)
 
 load-memory: $(DEV)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/load_memory.py
+
+plan-table: $(DEV)
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/plan_table.py
+
+int8-base: $(RUNTIME)
+	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/int8_base.py
 
 loader-speed: $(RUNTIME)
 	PYTHONPATH=. $(BIN)/python tests/loader_speed.py

@@ -29,6 +29,8 @@ from mpt_jax.partitioning import batch_ways, check_batch_size, make_mesh
 from mpt_jax.quiet import silent_stderr
 
 LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10.2 pins in its extra "tpu"
+# libtpu 0.0.42 overflows the stacks of its own threads, and dies, over the step of a model cut in two with remat and dropout.
+DEEP_STACKS = "--fibers_default_thread_stack_size=8388608"
 
 
 class Compiled(NamedTuple):
@@ -109,6 +111,7 @@ def _tpu_devices(topology: str) -> list[Any]:
     """The devices of a slice that need not exist."""
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would wait for a metadata server that only Google's VMs have
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two plans may be made at once: neither touches a device
+    os.environ.setdefault("LIBTPU_INIT_ARGS", DEEP_STACKS)
     options: dict[str, Any] = {}
     if topology.endswith(":1x1"):
         options["chips_per_host_bounds"] = (1, 1, 1)  # else libtpu takes 2 x 2 chips a host
