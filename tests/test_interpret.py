@@ -125,6 +125,12 @@ def test_a_large_heatmap_has_smaller_squares_without_numbers():
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [f"p{n}" for n in range(count)]
 
 
+def test_a_panel_of_small_values_has_a_scale_of_its_own():
+    for factors, bars in (((1.0, 1.0), [1.0]), ((1.0, 0.25), [1.0, 0.25])):
+        figure = figures.similarity_heatmap({str(n): factor * np.eye(2) for n, factor in enumerate(factors)}, ["a", "b"])
+        assert [axis.get_ylim()[1] for axis in figure.axes if axis.get_ylabel() == "cosine similarity"] == bars
+
+
 def test_a_shared_plain_prompt_is_one_and_mpt_has_one_for_each_stream():
     meta = {"tasks": ["a", "b", "a"], "groups": [0, 0, 1], "seeds": [3, 4], "scores": [None, 50.0], "lengths": [4, 2]}
     composed = np.arange(3 * 4 * 2.0).reshape(3, 4, 2)
@@ -171,7 +177,7 @@ def test_an_untrained_prompt_has_not_drifted(folder, capsys):
     (prompt,) = result["prompts"]
     assert [token["moved"] for token in prompt["tokens"]] == [0.0] * 4
     np.testing.assert_allclose([token["start_cosine"] for token in prompt["tokens"]], 1, rtol=1e-6)
-    assert result["no_drift_because"] == ""
+    assert result["no_drift_because"] == "" and prompt["purity"] == prompt["purity_at_start"]
     assert prompt["any_label"]["tokens"] == prompt["any_label"]["still"] >= 2
     assert json.loads((path / "inspect.json").read_text()) == result
     assert not (path / "figures").exists()  # nothing to compare with

@@ -173,28 +173,36 @@ def task_vector_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
 def similarity_heatmap(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     """Cosine similarities [N,N] between the N things of these names, a panel for each title.
 
-    More than `NUMBERED` of them get smaller squares, without numbers.
+    The colours of a panel reach to its largest value, which for a mean of cosines is far below 1. More than `NUMBERED` things
+    get smaller squares, without numbers.
     """
     numbered = len(names) <= NUMBERED
-    size = (0.52 if numbered else 0.14) * len(names) + 1.3
+    size, edge = (0.52, 1.5) if numbered else (0.14, 0.3)
+    letters: dict[str, Any] = {} if numbered else {"fontsize": 7}
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if numbered else {"rotation": 90}
+    limits = {title: round(float(np.abs(values).max()), 6) or 1.0 for title, values in panels.items()}
+    bars = 1 if len(set(limits.values())) == 1 else len(panels)
+    side = size * len(names) + 1.3
     with rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(len(panels) * size + 1.2, size + 0.5), layout="constrained")
+        figure = Figure(figsize=(len(panels) * side + 1.2 * bars, side + 0.5), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (title, values) in zip(axes, panels.items(), strict=True):
-            edge = 1.5 if numbered else 0.3
-            mesh = axis.pcolormesh(values, cmap="PuOr_r", vmin=-1, vmax=1, edgecolors="white", linewidth=edge)
+            limit = limits[title]
+            mesh = axis.pcolormesh(values, cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=edge)
             for i, j in np.ndindex(values.shape) if numbered else ():
                 value = float(values[i, j])
-                color = "white" if abs(value) > 0.65 else "#222222"
+                color = "white" if abs(value) > 0.65 * limit else "#222222"
                 axis.text(j + 0.5, i + 0.5, _short(value), ha="center", va="center", fontsize=7.5, color=color)
             axis.set_title(title)
             axis.set_aspect("equal")
-            font = {} if numbered else {"fontsize": 7}
-            axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor", **font)
-            axis.set_yticks(np.arange(len(names)) + 0.5, names, **font)
+            axis.set_xticks(np.arange(len(names)) + 0.5, names, **turned, **letters)
+            axis.set_yticks(np.arange(len(names)) + 0.5, names, **letters)
             axis.tick_params(length=0)
+            if bars > 1:
+                figure.colorbar(mesh, ax=axis, shrink=0.8, label="cosine similarity")
         axes[0].invert_yaxis()
-        figure.colorbar(mesh, ax=axes, shrink=0.8, label="cosine similarity")
+        if bars == 1:
+            figure.colorbar(mesh, ax=axes, shrink=0.8, label="cosine similarity")
     return figure
 
 

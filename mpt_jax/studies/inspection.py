@@ -22,7 +22,7 @@ from mpt_jax.studies.wording import counted, task_labels
 
 RESULT_FILE = "inspect.json"
 PICTURE_FILE = Path("figures", "similarity.png")
-MEASURES = {"average_token": "cosine of average tokens", "per_token": "mean cosine over pairs of tokens"}
+MEASURES = {"average_token": "average tokens", "per_token": "pairs of tokens, mean"}
 MAX_PIXELS = 16_000  # of the picture's longer side
 COLUMNS = 100
 UNKNOWN = "–"
@@ -204,6 +204,7 @@ def describe(prompt: Prompt, start: np.ndarray | None, words: Words) -> Result:
         "start_cosine": _number(np.mean(start_cosine)),
         "moved": _number(np.mean(moved)),
         "purity": float(purity.mean()),
+        "purity_at_start": None if before is None else float(interpret.mean_pair_cosine(words.embedding[before]).mean()),
         "different_nearest_pieces": len(np.unique(nearest[:, 0])),
         "any_label": count_tokens(set().union(*words.labels.values()), nearest, before),
         "labels": {label: count_tokens(ids, nearest, before) for label, ids in words.labels.items()},
@@ -283,7 +284,8 @@ def _prompt_lines(prompt: Result, result: Result, shown: int, path: Path) -> Ite
     left = prompt["length"] - shown
     if left > 0:
         yield f"{'…':>7}  {counted(left, 'more token')} in {path} (InspectConfig.tokens=0 prints all)"
-    yield f"{'mean':>7}{_cell(prompt['start_cosine'])}{_cell(prompt['moved'])}{prompt['purity']:>8.2f}"
+    before = "" if prompt["purity_at_start"] is None else f"  purity at the start {prompt['purity_at_start']:.2f}"
+    yield f"{'mean':>7}{_cell(prompt['start_cosine'])}{_cell(prompt['moved'])}{prompt['purity']:>8.2f}{before}"
     yield (
         f"  norm {prompt['norm']:.3g} on the mean (pieces: {result['pieces']['norm']:.3g}); "
         f"{counted(prompt['different_nearest_pieces'], 'different piece')} as the nearest"
@@ -297,7 +299,11 @@ def _prompt_lines(prompt: Result, result: Result, shown: int, path: Path) -> Ite
 def _counted(found: Mapping[str, int | None]) -> str:
     text = f"among the nearest of {counted(found['tokens'] or 0, 'token')}"
     if found["at_start"] is not None:
-        text += f"; at the start of {found['at_start']}, of which {found['still']} still"
+        text += (
+            f"; at the start of {found['at_start']}, of which {found['still']} still"
+            if found["at_start"]
+            else "; at the start of none"
+        )
     return text
 
 
@@ -308,7 +314,7 @@ def _cell(value: float | None) -> str:
 def _alike(similarities: Result) -> Iterator[str]:
     """For each prompt the other one that is most similar to it, by both measures."""
     names = similarities["prompts"]
-    yield "The most similar other prompt"
+    yield "The most similar other prompt, by the cosine of"
     rows = [("", *MEASURES.values())]
     for n, name in enumerate(names):
         cells = []

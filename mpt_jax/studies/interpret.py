@@ -48,7 +48,8 @@ def mean_pair_cosine(vectors: np.ndarray) -> np.ndarray:
     Of the k nearest pieces of a token, `embedding[ids]` [P,k,D], this is the token's **purity** [P]: how tight a cluster its
     neighbours are. Of a whole embedding [V,D] it is exactly what k pieces drawn at random have on the mean, whatever k.
     The neighbours of any vector are more alike than random pieces, though, for all of them are near that vector; so a purity
-    is to be compared with that of random directions' neighbours, too (`purity_of_random_directions`).
+    is to be compared with that of random directions' neighbours, too (`purity_of_random_directions`), and with that of the
+    prompt before it was trained.
     """
     count = vectors.shape[-2]
     if count < 2:
