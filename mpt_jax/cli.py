@@ -212,6 +212,15 @@ def _export(arguments: argparse.Namespace) -> None:
     run_export(experiment)
 
 
+def _inspect(arguments: argparse.Namespace) -> None:
+    experiment = _configuration(arguments).experiment()
+    from mpt_jax import distributed
+    from mpt_jax.studies.inspection import run_inspect
+
+    distributed.refuse(experiment.distributed, "inspect")
+    run_inspect(experiment)
+
+
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
     config = parsed.pipeline()
@@ -355,6 +364,7 @@ COMMANDS = {
     "infer": _Command(_infer, "InferConfig.input_file (JSONL with a task name) → InferConfig.output_file"),
     "import": _Command(_import, "SRC DST: any T5 checkpoint → a folder that is checked at each load"),
     "export": _Command(_export, "the prompts in MODEL_DIR → ExportConfig.output; or SRC DST: a backbone → a Hugging Face folder"),
+    "inspect": _Command(_inspect, "the prompts in MODEL_DIR: nearest pieces, drift from their start, similarity to one another"),
     "pipeline": _Command(_pipeline, "teachers → source training → every target by every method → report"),
     "sweep": _Command(_sweep, "a grid of studies, packed into banks; several calls share one; --dry-run: what it would do"),
     "plan": _Command(_plan, "--topology=NAME: memory, communication and time of a run on devices that need not be there"),

@@ -507,6 +507,22 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """What the `inspect` command looks for, in the prompts that `export` would write."""
+
+    neighbours: int = 5  # nearest pieces of the vocabulary for each token of a prompt (Lester et al. 2021, §7)
+    labels: tuple[str, ...] = ()  # class labels that are looked for among them; () = PromptConfig.init_labels
+    tokens: int = 20  # of each prompt that are printed; 0 = all. The file has all
+
+    def validate(self) -> None:
+        _check(
+            self.neighbours >= 2,
+            f"InspectConfig.neighbours must be 2 or more, for they are compared with each other, not {self.neighbours}",
+        )
+        _check(self.tokens >= 0, f"InspectConfig.tokens must be 0 (all) or more, not {self.tokens}")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchConfig:
     """What the `bench` command measures, on random tokens that fill every input and target."""
 
@@ -534,6 +550,7 @@ class Experiment:
     distributed: DistributedConfig = DistributedConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+    inspect: InspectConfig = InspectConfig()
     bench: BenchConfig = BenchConfig()
 
     def validate(self) -> None:
@@ -548,6 +565,7 @@ class Experiment:
             self.partition,
             self.distributed,
             self.export,
+            self.inspect,
             self.bench,
         ):
             part.validate()

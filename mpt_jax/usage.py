@@ -74,6 +74,13 @@ USAGES = {
         "  python -m mpt_jax export --gin_file=runs/sentiment/config.gin --gin.ExportConfig.format=peft \\\n"
         "      --gin.ExportConfig.output=adapter",
     ),
+    "inspect": Usage(
+        OF_A_RUN,
+        "Tells of each prompt in MODEL_DIR how far its tokens have gone from their start, which pieces of the vocabulary are "
+        "nearest to them, how alike these are, and where class labels are among them; of a bank of prompts also how similar they "
+        "are, by both measures of SPoT. Writes all of it as MODEL_DIR/inspect.json, and for a bank figures/similarity.png.",
+        "  python -m mpt_jax inspect --gin_file=runs/sentiment/config.gin --gin.InspectConfig.neighbours=5",
+    ),
     "pipeline": Usage(
         "--gin_file=FILE … [--gin.NAME=VALUE …]",
         "Runs a whole study: a teacher for each source task, MPT's source training, then every target by every method for each k "

@@ -290,12 +290,6 @@ def test_curves_come_from_each_runs_own_group(tmp_path):
     assert figures.training_curves(curves) is not None
 
 
-def test_cosine_similarity():
-    rows = np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [-1.0, 0.0], [0.0, 0.0]])
-    expected = np.array([[1, 1, 0, -1, 0], [1, 1, 0, -1, 0], [0, 0, 1, 0, 0], [-1, -1, 0, 1, 0], [0, 0, 0, 0, 0]])
-    np.testing.assert_allclose(figures.cosine_similarity(rows), expected)
-
-
 def test_methods_can_be_told_apart_without_colour():
     for field in ("marker", "hatch", "line"):
         assert len({str(getattr(figures.look(method), field)) for method in results.METHODS}) == len(results.METHODS)
@@ -372,7 +366,7 @@ def test_methods_stand_side_by_side_at_each_k_of_a_log_scale():
 @pytest.mark.parametrize("tasks, panels", [(0, 0), (1, 0), (2, 1), (3, 2)])
 def test_two_task_vectors_have_nothing_to_show_without_their_mean(tasks, panels):
     vectors = {f"x_{n}": np.random.default_rng(n).normal(size=(3, 4)) for n in range(tasks)}
-    figure = figures.similarity_heatmap(vectors)
+    figure = figures.task_vector_heatmap(vectors)
     assert panels == (0 if figure is None else sum(bool(axis.get_title(loc="left")) for axis in figure.axes))
     caption = [block for block in report.build(study(), task_vectors=vectors) if isinstance(block, page.Picture)][-1].caption
     assert ("(left)" in caption) == (tasks > 2)

@@ -17,7 +17,7 @@ from mpt_jax.files import write_text
 FREE = frozenset(
     "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard train.num_microbatches "
     "data.cache_dir data.trim_lengths data.pack_lengths data.pack_rows data.task_modules data.tfds_data_dir decode.batch_size "
-    "partition distributed infer export bench".split()
+    "partition distributed infer export inspect bench".split()
 )
 # A run may also become longer, treat bad steps in another way, and validate at other steps; but always on the same examples and
 # in the same way, for the best score so far stands for ever.
@@ -44,7 +44,7 @@ class RunFolder:
         path = self.path / "config.json"
         new = json.loads(json.dumps(to_dict(experiment)))
         if path.exists() and self.has_progress():
-            for name, before, after in differences(self._config(), new, FREE_IN_A_RUN):
+            for name, before, after in differences(self.config(), new, FREE_IN_A_RUN):
                 raise UserError(
                     f"MODEL_DIR {self.path} holds a run with {name}={before!r}, but now it is {after!r}; "
                     "give the old value to continue that run, or another MODEL_DIR."
@@ -53,9 +53,9 @@ class RunFolder:
 
     def is_study(self) -> bool:
         """Whether `pipeline` has begun a study here."""
-        return (self.path / "results.jsonl").exists() or "base" in self._config()
+        return (self.path / "results.jsonl").exists() or "base" in self.config()
 
-    def _config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """config.json, {} where there is none that can be read."""
         try:
             config = json.loads((self.path / "config.json").read_text())

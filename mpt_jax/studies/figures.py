@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from mpt_jax.studies import results
+from mpt_jax.studies.interpret import cosine_similarity
 from mpt_jax.studies.looks import CURVE_LOOKS, EDGE, LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.results import METHODS
 from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, task_labels
@@ -29,6 +30,7 @@ Curve = tuple[Sequence[float], Sequence[float]]  # steps, values
 POINTS = 72  # to an inch
 PAGE_PIXELS = 104  # of the HTML page, to an inch
 DOT = 3.6  # diameter of a seed's dot, in points
+NUMBERED = 24  # things that a heatmap compares with numbers in its squares
 BAR = 0.72  # width of a bar where methods stand at 0, 1, 2, …
 
 
@@ -152,7 +154,7 @@ def training_curves(panels: Mapping[str, Mapping[str, Sequence[Curve]]], ylabel:
     return figure
 
 
-def similarity_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
+def task_vector_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
     """Cosine similarity of the task vectors u⊗v, as they are and, for three tasks or more, without their mean over tasks.
 
     Args:
@@ -162,36 +164,46 @@ def similarity_heatmap(vectors: Mapping[str, np.ndarray]) -> Figure | None:
         return None
     tasks = list(vectors)
     matrix = np.stack([np.asarray(vectors[task], np.float64).ravel() for task in tasks])
-    names = list(task_labels(tasks).values())
-    kinds = [(matrix, "u⊗v")]
+    panels = {"u⊗v": cosine_similarity(matrix)}
     if len(tasks) > 2:  # two vectors without their mean are always each other's opposite
-        kinds.append((matrix - matrix.mean(0, keepdims=True), "u⊗v minus the tasks' mean"))
-    size = 0.52 * len(tasks) + 1.3
+        panels["u⊗v minus the tasks' mean"] = cosine_similarity(matrix - matrix.mean(0, keepdims=True))
+    return similarity_heatmap(panels, list(task_labels(tasks).values()))
+
+
+def similarity_heatmap(panels: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Cosine similarities [N,N] between the N things of these names, a panel for each title.
+
+    The colours of a panel reach to its largest value, which for a mean of cosines is far below 1. More than `NUMBERED` things
+    get smaller squares, without numbers.
+    """
+    numbered = len(names) <= NUMBERED
+    size, edge = (0.52, 1.5) if numbered else (0.14, 0.3)
+    letters: dict[str, Any] = {} if numbered else {"fontsize": 7}
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if numbered else {"rotation": 90}
+    limits = {title: round(float(np.abs(values).max()), 6) or 1.0 for title, values in panels.items()}
+    bars = 1 if len(set(limits.values())) == 1 else len(panels)
+    side = size * len(names) + 1.3
     with rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(len(kinds) * size + 1.2, size + 0.5), layout="constrained")
-        axes = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for axis, (rows, title) in zip(axes, kinds, strict=True):
-            values = cosine_similarity(rows)
-            mesh = axis.pcolormesh(values, cmap="PuOr_r", vmin=-1, vmax=1, edgecolors="white", linewidth=1.5)
-            for i in range(len(tasks)):
-                for j in range(len(tasks)):
-                    color = "white" if abs(values[i, j]) > 0.65 else "#222222"
-                    axis.text(j + 0.5, i + 0.5, _short(values[i, j]), ha="center", va="center", fontsize=7.5, color=color)
+        figure = Figure(figsize=(len(panels) * side + 1.2 * bars, side + 0.5), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, (title, values) in zip(axes, panels.items(), strict=True):
+            limit = limits[title]
+            mesh = axis.pcolormesh(values, cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=edge)
+            for i, j in np.ndindex(values.shape) if numbered else ():
+                value = float(values[i, j])
+                color = "white" if abs(value) > 0.65 * limit else "#222222"
+                axis.text(j + 0.5, i + 0.5, _short(value), ha="center", va="center", fontsize=7.5, color=color)
             axis.set_title(title)
             axis.set_aspect("equal")
-            axis.set_xticks(np.arange(len(tasks)) + 0.5, names, rotation=40, ha="right", rotation_mode="anchor")
-            axis.set_yticks(np.arange(len(tasks)) + 0.5, names)
+            axis.set_xticks(np.arange(len(names)) + 0.5, names, **turned, **letters)
+            axis.set_yticks(np.arange(len(names)) + 0.5, names, **letters)
             axis.tick_params(length=0)
+            if bars > 1:
+                figure.colorbar(mesh, ax=axis, shrink=0.8, label="cosine similarity")
         axes[0].invert_yaxis()
-        figure.colorbar(mesh, ax=axes, shrink=0.8, label="cosine similarity")
+        if bars == 1:
+            figure.colorbar(mesh, ax=axes, shrink=0.8, label="cosine similarity")
     return figure
-
-
-def cosine_similarity(rows: np.ndarray) -> np.ndarray:
-    """[N, X] → [N, N]; a row of zeros is similar to nothing (0)."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-    return unit @ unit.T
 
 
 # -------------------------------------------------------------------------------------------------------------- to files

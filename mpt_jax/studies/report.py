@@ -277,7 +277,7 @@ def _task_vector_block(vectors: Mapping[str, np.ndarray], trainings: int) -> Blo
     otherwise = "The source run's prompt file is not there, so its task vectors are not shown."
     if tasks == 1:
         otherwise = "There is one source task only, so its vector has nothing to be compared with."
-    return _picture("task_vectors", figures.similarity_heatmap(vectors), caption, otherwise)
+    return _picture("task_vectors", figures.task_vector_heatmap(vectors), caption, otherwise)
 
 
 def _picture(name: str, figure: Figure | None, caption: str, otherwise: str = "") -> Block:
