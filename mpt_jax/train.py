@@ -349,6 +349,7 @@ def _write_result(
         "seeds": list(streams.seeds),
         "lengths": list(streams.lengths(experiment.prompt.length)),
         "scores": [float(score) if math.isfinite(score) else None for score in scores],
+        "selection_split": experiment.data.eval_split if np.isfinite(scores).any() else None,
         "backbone": backbone.fingerprint,
         "steps": experiment.train.steps,
         "k_shots": [stream.k_shot for stream in streams.configs],

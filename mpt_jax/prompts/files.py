@@ -8,6 +8,7 @@ Tensors (float32): `prompt` [G,P,D] of a plain prompt (a file of another tool ma
     groups      group of each stream, list of N
     seeds       seed of each group, list of G
     scores      best validation score of each group, list of G, null where there is none
+    selection_split  the split that these scores are of (missing or null where there are none, or it is not known)
     backbone    fingerprint of the backbone that it was trained on, "" when unknown
     length, d_model
     lengths     length of each group's prompt, list of G; shorter ones than `length` have zeros before their tokens
