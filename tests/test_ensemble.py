@@ -80,11 +80,11 @@ def test_together_they_are_right_where_each_is_wrong_somewhere():
 
 
 def random_rankings(m: int, n: int, rounded: bool) -> list[list[Prediction]]:
-    """Of m prompts and n examples, in float32 as the model gives them; rounded, they have many ties."""
+    """Of m prompts and n examples, with float32's values as the model gives them, or rounded, with many ties."""
     rng = np.random.default_rng(m * n)
     values = -rng.exponential(2.0, (m, n, 4)).astype(np.float32)
     if rounded:
-        values = np.ceil(values) / np.float32(10)  # tenths, whose sums depend on their order where each is rounded
+        values = np.ceil(values).astype(np.float64) / 10  # a sum of tenths depends on their order where each step is rounded
     labels = ("a", "b", "c", "d")
     return [[ranked(dict(zip(labels, row.tolist(), strict=True)))[0][0] for row in rows] for rows in values]
 
@@ -101,7 +101,7 @@ def test_copies_answer_as_one_and_order_does_not_matter(combine, rounded):
 
 
 def test_an_ensemble_differs_in_its_seeds_only():
-    few = [StreamConfig("a", group=3 + n, seed=n, k_shot=16) for n in range(2)]
+    few = [StreamConfig("tiny_colour", group=3 + n, seed=n, k_shot=16) for n in range(2)]
     streams = [SEEDS[0], StreamConfig("b", group=1), few[0], SEEDS[1], few[1], StreamConfig("b", group=2, length=2)]
     assert find_ensembles(streams, range(6)) == [[0, 3], [2, 4]]
     assert find_ensembles(streams, [0, 1, 2, 0, 4, 5]) == [[2, 4]]  # the same prompt twice is no ensemble
