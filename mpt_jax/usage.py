@@ -48,7 +48,8 @@ USAGES = {
         OF_A_RUN,
         "Scores the finished run in MODEL_DIR with each task's own metrics on DataConfig.eval_split (default: validation), "
         "prints them and writes MODEL_DIR/evaluation_<split>.json. DecodeConfig says how answers are made; "
-        "TrainConfig.max_eval_examples scores a part.",
+        "TrainConfig.max_eval_examples scores a part. Prompts of one task that differ only in their seed are scored as an "
+        "ensemble, too: their average, the best one, the majority vote and, ranking, the mean log-likelihood.",
         "  python -m mpt_jax evaluate --gin_file=runs/sentiment/config.gin --gin.DecodeConfig.method=rank",
     ),
     "infer": Usage(
