@@ -4,6 +4,7 @@
 # make loader-speed    measures how many examples a second the loader makes (minutes)
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
 # make load-memory   measures the peak memory of loading a T5 1.1 large (3 GB of files each in two formats; minutes)
+# make bench-peft   measures training and decoding beside PEFT on this machine (benchmarks/README.md): DEVICE=gpu, ARGS="--size base"
 # make soak   stops studies at random KILLS=50 times, with SEED=0, by SIGNALS="KILL", and compares what they leave (half an hour)
 # Each creates .venv from the pinned requirements when it is missing or stale. PYTHON=python3.12 chooses the interpreter.
 
@@ -17,7 +18,7 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-.PHONY: demo test lint format mini soak load-memory loader-speed packing-speed install install-dev clean
+.PHONY: demo test lint format mini soak load-memory loader-speed packing-speed bench-peft install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
@@ -48,6 +49,11 @@ loader-speed: $(RUNTIME)
 packing-speed: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
 packing-speed: $(RUNTIME)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/packing_speed.py
+
+DEVICE ?= cpu
+bench-peft: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+bench-peft: $(DEV)
+	$(BIN)/python -m benchmarks.against_peft --device $(DEVICE) $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

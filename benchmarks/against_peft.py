@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.results import circumstances, ratios, summary
+from benchmarks.results import Seconds, circumstances, ratios, summary
 from benchmarks.settings import Settings, parse
 from benchmarks.worker import ROOT, Failed, Worker
 from mpt_jax.errors import UserError
@@ -67,7 +67,14 @@ class Comparison:
         self.settings, self.folder, self.file = settings, folder, file
         self.workers: dict[str, Worker] = {}
         self.entries = entries(settings)
-        self.report: dict[str, Any] = {**circumstances(settings), "failed": {}, "losses": {}, "seconds": {}, "contenders": {}}
+        self.report: dict[str, Any] = {
+            **circumstances(settings),
+            "failed": {},
+            "losses": {},
+            "seconds": {},
+            "processor_seconds": {},
+            "contenders": {},
+        }
 
     def prepare(self) -> None:
         command = [sys.executable, "-m", "benchmarks.prepare", _json(self.settings), str(self.folder)]
@@ -134,21 +141,23 @@ class Comparison:
 
     def measure(self, work: str) -> None:
         """All rounds of one kind of work. Who begins changes with each turn."""
-        seconds: dict[str, list[list[float]]] = {entry.label: [] for entry in self.entries}
-        self.report["seconds"][work] = seconds
+        seconds: Seconds = {entry.label: [] for entry in self.entries}
+        processor: Seconds = {entry.label: [] for entry in self.entries}
+        self.report["seconds"][work], self.report["processor_seconds"][work] = seconds, processor
         if not self.settings.apart:
             for entry in self.entries:
                 self.ask(entry, self._warm(entry, work))
         for number in range(self.settings.rounds):
             self.report["load"].append(os.getloadavg()[0])
-            for label in seconds:
-                seconds[label].append([])
+            for rounds in (*seconds.values(), *processor.values()):
+                rounds.append([])
             for turn in range(self.settings.batches if self.settings.tasks else 1):
                 for entry in self.entries[:: -1 if (number + turn) % 2 else 1]:
                     before = [self._warm(entry, work)] if self.settings.apart else []
                     answers = self.ask(entry, *before, (work, {"batches": self._batches(entry, turn)}), ("about", {}))
                     if answers is not None:
-                        seconds[entry.label][-1].append(answers[-2])
+                        seconds[entry.label][-1].append(answers[-2][0])
+                        processor[entry.label][-1].append(answers[-2][1])
                         self.report["contenders"][entry.contender] = answers[-1]
             self._write()
             told = ", ".join(
@@ -172,7 +181,8 @@ class Comparison:
 
     def _write(self) -> None:
         examples = self._examples()
-        self.report["results"] = {work: ratios(seconds, examples, OURS) for work, seconds in self.report["seconds"].items()}
+        for results, seconds in (("results", "seconds"), ("processor_results", "processor_seconds")):
+            self.report[results] = {work: ratios(each, examples, OURS) for work, each in self.report[seconds].items()}
         write_text(self.file, json.dumps(self.report, indent=1) + "\n")
 
     def run(self) -> None:

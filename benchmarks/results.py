@@ -74,21 +74,25 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
 def summary(report: dict[str, Any]) -> str:
     """A Markdown table of one run."""
     lines = [
-        "| work | contender | examples/s | of the peak | times as fast as PEFT (quartiles; rounds) |",
-        "|---|---|---:|---:|---:|",
+        "| work | contender | examples/s | of the peak | times as fast as PEFT (quartiles; rounds) | by processor time |",
+        "|---|---|---:|---:|---:|---:|",
     ]
     for work, results in report["results"].items():
         for label, result in results.items():
             speed = result["examples_per_second"]["median"]
-            shares = [f"{other}: {_times(spread)}" for other, spread in result.get("times_as_fast_as", {}).items()]
-            lines.append(f"| {work} | {label} | {speed:.2f} | {_mfu(report, work, speed)} | {'; '.join(shares) or '–'} |")
-    lines += [f"| | {label} failed | {why} | | |" for label, why in report["failed"].items()]
+            by_processor = _times(report["processor_results"][work][label]) if report["settings"]["device"] == "cpu" else "–"
+            cells = (work, label, f"{speed:.2f}", _mfu(report, work, speed), _times(result), by_processor)
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| | {label} failed | {why} | | | |" for label, why in report["failed"].items()]
     return "\n".join(lines)
 
 
-def _times(spread: dict[str, Any]) -> str:
-    low, high = spread["quartiles"]
-    return f"{spread['median']:.2f} ({low:.2f} to {high:.2f}; {spread['n']})"
+def _times(result: dict[str, Any]) -> str:
+    told = []
+    for other, spread in result.get("times_as_fast_as", {}).items():
+        low, high = spread["quartiles"]
+        told.append(f"{other}: {spread['median']:.2f} ({low:.2f} to {high:.2f}; {spread['n']})")
+    return "; ".join(told) or "–"
 
 
 def _mfu(report: dict[str, Any], work: str, examples_per_second: float) -> str:

@@ -6,7 +6,6 @@ import os
 import platform
 import resource
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import optax
 
 import mpt_jax
 from benchmarks.settings import Settings
-from benchmarks.worker import private_output, serve, use_cores
+from benchmarks.worker import Clock, private_output, serve, use_cores
 from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.config import (
     BackboneConfig,
@@ -74,20 +73,20 @@ class Ours:
         [arrays] = _load([batch])
         return [float(self._step(arrays)["loss"][0]) for _ in range(steps)]
 
-    def train(self, batches: list[str]) -> float:
+    def train(self, batches: list[str]) -> list[float]:
         loaded = _load(batches)
-        began = time.perf_counter()
+        clock = Clock()
         for arrays in loaded:
             metrics = self._step(arrays)
         jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - began
+        return clock.read()
 
-    def decode(self, batches: list[str]) -> float:
+    def decode(self, batches: list[str]) -> list[float]:
         loaded = _load(batches)
-        began = time.perf_counter()
+        clock = Clock()
         outputs = [self._decode(arrays) for arrays in loaded]
         jax.block_until_ready(outputs)
-        return time.perf_counter() - began
+        return clock.read()
 
     def decoded(self, batch: str) -> list[list[int]]:
         return np.asarray(self._decode(_load([batch])[0])[0]).tolist()

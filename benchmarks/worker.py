@@ -20,6 +20,17 @@ class Failed(Exception):
     """A contender that could not do what it was asked: the last line that it wrote of it."""
 
 
+class Clock:
+    """Time since it was made."""
+
+    def __init__(self) -> None:
+        self.began, self.worked = time.perf_counter(), time.process_time()
+
+    def read(self) -> list[float]:
+        """Seconds, and seconds that the cores spent on this process; the latter are less than the former where it had to wait."""
+        return [time.perf_counter() - self.began, time.process_time() - self.worked]
+
+
 class Side(Protocol):
     """What a contender can be asked. Batches are .npz files, read before the clock runs."""
 
@@ -27,12 +38,12 @@ class Side(Protocol):
         """The loss before each of so many training steps on one batch."""
         ...
 
-    def train(self, batches: list[str]) -> float:
-        """Seconds that a training step on each of the batches takes, together."""
+    def train(self, batches: list[str]) -> list[float]:
+        """`Clock.read` of a training step on each of the batches, together."""
         ...
 
-    def decode(self, batches: list[str]) -> float:
-        """Seconds that greedy decoding of each of the batches takes, together."""
+    def decode(self, batches: list[str]) -> list[float]:
+        """`Clock.read` of greedy decoding of each of the batches, together."""
         ...
 
     def decoded(self, batch: str) -> list[list[int]]:
