@@ -24,7 +24,6 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 
 OURS = "mpt_jax"
-WAYS = ("trimmed", "sorted", "packed")  # of mpt_jax, with tasks
 LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592"  # as in the Makefile
 PARITY_STEPS = 3
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of losses, relative
@@ -42,7 +41,7 @@ class Entry(NamedTuple):
 def entries(settings: Settings) -> list[Entry]:
     if not settings.tasks:
         return [Entry(name if name == OURS else f"peft {name}", name, "full") for name in settings.names]
-    ours = [Entry(f"{OURS} {way}", OURS, way) for way in WAYS if OURS in settings.names]
+    ours = [Entry(f"{OURS} {way}", OURS, way) for way in settings.ways.split(",") if OURS in settings.names]
     return ours + [Entry(f"peft {name}", name, "padded") for name in settings.names if name != OURS]
 
 
@@ -67,14 +66,8 @@ class Comparison:
         self.settings, self.folder, self.file = settings, folder, file
         self.workers: dict[str, Worker] = {}
         self.entries = entries(settings)
-        self.report: dict[str, Any] = {
-            **circumstances(settings),
-            "failed": {},
-            "losses": {},
-            "seconds": {},
-            "processor_seconds": {},
-            "contenders": {},
-        }
+        parts = ("failed", "losses", "seconds", "processor_seconds", "contenders")
+        self.report: dict[str, Any] = circumstances(settings) | {part: {} for part in parts}
 
     def prepare(self) -> None:
         command = [sys.executable, "-m", "benchmarks.prepare", _json(self.settings), str(self.folder)]
@@ -120,24 +113,24 @@ class Comparison:
         """
         losses: dict[str, list[float]] = {}
         tokens: dict[str, list[list[int]]] = {}
-        for entry in self.entries:
-            if entry.batches in WAYS[1:]:
-                continue  # the same examples in other batches or rows: tests/test_packing.py
-            batch = self.files(entry.batches)[0]
+        for entry in {entry.contender: entry for entry in self.entries}.values():
+            # With tasks, the batches that have the same examples; `sorted` and `packed` are `trimmed` laid out otherwise.
+            ours = entry.contender == OURS
+            batch = self.files("full" if not self.settings.tasks else "trimmed" if ours else "padded")[0]
             answers = self.ask(entry, ("losses", {"batch": batch, "steps": PARITY_STEPS}), ("decoded", {"batch": batch}))
             if answers is not None:
-                losses[entry.label], tokens[entry.label] = answers
-        ours, *others = sorted(losses, key=lambda label: not label.startswith(OURS))
-        equal = {label: _share_of_equal(tokens[ours], tokens[label]) for label in others}
+                losses[entry.contender], tokens[entry.contender] = answers
+        if OURS not in losses:
+            return
+        others = [contender for contender in losses if contender != OURS]
+        equal = {other: _share_of_equal(tokens[OURS], tokens[other]) for other in others}
         self.report |= {"losses": losses, "equal_tokens": equal}
-        for label in others:
-            apart = max(abs(a - b) / abs(b) for a, b in zip(losses[label], losses[ours], strict=True))
+        for other in others:
+            apart = max(abs(a - b) / abs(b) for a, b in zip(losses[other], losses[OURS], strict=True))
             if apart > TOLERANCE[self.settings.dtype]:
-                raise UserError(
-                    f"The losses of {label}, {losses[label]}, are not those of {ours}, {losses[ours]}; nothing was timed."
-                )
-            if equal[label] < EQUAL_TOKENS[self.settings.dtype]:
-                raise UserError(f"Of what {label} decodes, {equal[label]:.0%} is what {ours} decodes; nothing was timed.")
+                raise UserError(f"PEFT ({other}) has the losses {losses[other]}, {OURS} {losses[OURS]}; nothing was timed.")
+            if equal[other] < EQUAL_TOKENS[self.settings.dtype]:
+                raise UserError(f"Of what PEFT ({other}) decodes, {equal[other]:.0%} is what {OURS} decodes; nothing was timed.")
 
     def measure(self, work: str) -> None:
         """All rounds of one kind of work. Who begins changes with each turn."""
@@ -151,7 +144,7 @@ class Comparison:
             self.report["load"].append(os.getloadavg()[0])
             for rounds in (*seconds.values(), *processor.values()):
                 rounds.append([])
-            for turn in range(self.settings.batches if self.settings.tasks else 1):
+            for turn in range(-(-self.settings.batches // self.settings.steps) if self.settings.tasks else 1):
                 for entry in self.entries[:: -1 if (number + turn) % 2 else 1]:
                     before = [self._warm(entry, work)] if self.settings.apart else []
                     answers = self.ask(entry, *before, (work, {"batches": self._batches(entry, turn)}), ("about", {}))
@@ -172,8 +165,8 @@ class Comparison:
         return work, {"batches": list(different.values())}
 
     def _batches(self, entry: Entry, turn: int) -> list[str]:
-        files = self.files(entry.batches)
-        return [files[turn]] if self.settings.tasks else files * self.settings.steps
+        files, steps = self.files(entry.batches), self.settings.steps
+        return files[turn * steps : (turn + 1) * steps] if self.settings.tasks else files * steps
 
     def _examples(self) -> int:
         """Of a contender's turns in a round."""

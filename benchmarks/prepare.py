@@ -71,7 +71,7 @@ def task_sets(settings: Settings, folder: Path) -> dict[str, Any]:
     """Writes the sets of `settings.tasks` (one task here) and returns what they hold."""
     file = next(path for name in FILE_NAMES if (path := ASSETS / "mini" / name).exists())
     vocabulary = load_vocabulary(str(file) if settings.vocabulary == EMBEDDED else settings.vocabulary)
-    task, limit = f"files_{settings.tasks}", {"inputs": settings.inputs, "targets": settings.targets}
+    task, limit = settings.tasks, {"inputs": settings.inputs, "targets": settings.targets}
     cache = open_task(DataConfig(task, limit, settings.batch, cache_dir=str(folder / "cache")), task, "train", vocabulary)
     longest = {name: int(min(cache.token_counts(name).max(), limit[name])) for name in limit}
     trims = (*range(FINE, 128, FINE), *range(128, longest["inputs"], COARSE))
@@ -84,7 +84,8 @@ def task_sets(settings: Settings, folder: Path) -> dict[str, Any]:
     stream = stream_data(cache)
     devices = settings.host_devices if settings.device == "cpu" else 1
     found: dict[str, Any] = {"longest": longest, "mean": {name: float(cache.token_counts(name).mean()) for name in limit}}
-    for name, fields in ways.items():
+    chosen = {"trimmed", *settings.ways.split(",")}
+    for name, fields in ((name, fields) for name, fields in ways.items() if name in chosen):
         data = DataConfig(task, longest, settings.batch, **fields)
         loader = make_loader(data, [stream], settings.prompt, devices)
         found[name] = write_set(folder, name, [loader.batch(step) for step in range(settings.batches)], settings)

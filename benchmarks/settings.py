@@ -18,6 +18,7 @@ SIZES = {
 }
 CONTENDERS = ("mpt_jax", "eager", "compile")  # PEFT as it is, and with its model given to torch.compile
 WORK = ("train", "decode")
+WAYS = ("trimmed", "sorted", "packed")
 EMBEDDED = "embedded"
 
 
@@ -37,8 +38,9 @@ class Settings:
     contenders: str = "mpt_jax,eager"
     work: str = "train,decode"
     rounds: int = 15  # timed; in each, every contender takes one turn
-    steps: int = 2  # of a turn (decodings, where it decodes)
-    tasks: str = ""  # of $MPT_JAX_DATA, by folder, with commas: real lengths instead of full rows; training only
+    steps: int = 2  # timed, of a turn (decodings, where it decodes); one more before them is not
+    tasks: str = ""  # of `python -m mpt_jax tasks`, with commas: their lengths instead of full rows, one run each; training only
+    ways: str = "trimmed,sorted,packed"  # with tasks: how mpt_jax lays out a batch (docs/speed.md)
     batches: int = 16  # with tasks: of a round; they are also what a sorted window sorts
     vocabulary: str = EMBEDDED  # with tasks: a SentencePiece file, or that of the embedded backbone
     threads: int = len(os.sched_getaffinity(0))  # cores of each contender, on a CPU
@@ -64,7 +66,7 @@ class Settings:
         for name, known in (("size", tuple(SIZES)), ("device", tuple(BY_DEVICE)), ("dtype", ("float32", "bfloat16"))):
             if getattr(self, name) not in known:
                 raise UserError(f"--{name} is {getattr(self, name)}, but must be one of {', '.join(known)}.")
-        for name, known in (("contenders", CONTENDERS), ("work", WORK)):
+        for name, known in (("contenders", CONTENDERS), ("work", WORK), ("ways", WAYS)):
             for part in getattr(self, name).split(","):
                 if part not in known:
                     raise UserError(f"--{name} has '{part}', but may have {', '.join(known)} with commas between.")

@@ -48,6 +48,8 @@ class Peft:
     def train(self, batches: list[str]) -> list[float]:
         loaded = _load(batches)
         self.model.train()
+        self._step(loaded[0])
+        self._wait()
         clock = Clock()
         for arrays in loaded:
             self._step(arrays)
@@ -56,6 +58,8 @@ class Peft:
 
     def decode(self, batches: list[str]) -> list[float]:
         loaded = _load(batches)
+        self._decode(loaded[0])
+        self._wait()
         clock = Clock()
         for arrays in loaded:
             self._decode(arrays)

@@ -39,11 +39,14 @@ class Side(Protocol):
         ...
 
     def train(self, batches: list[str]) -> list[float]:
-        """`Clock.read` of a training step on each of the batches, together."""
+        """`Clock.read` of a training step on each of the batches, together, after one on the first that is not timed.
+
+        A process that was idle may have lost its pages and its caches, which training, where step follows step, does not.
+        """
         ...
 
     def decode(self, batches: list[str]) -> list[float]:
-        """`Clock.read` of greedy decoding of each of the batches, together."""
+        """`Clock.read` of greedy decoding of each of the batches, together, after one of the first as in `train`."""
         ...
 
     def decoded(self, batch: str) -> list[list[int]]:

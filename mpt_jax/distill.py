@@ -101,9 +101,8 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
         per_token = cross_entropy(student.logits, targets, weights, z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing)
         ce = group_reduce(per_token, weights, group_ids, num_groups, cfg.normalization)
         tokens = group_sum(weights, group_ids, num_groups)
-        correct = group_sum(
-            (target_logits(student.logits, targets) >= student.logits.max(axis=-1)) * weights, group_ids, num_groups
-        )
+        likeliest = target_logits(student.logits, targets) >= student.logits.max(axis=-1)
+        correct = group_sum(likeliest * weights, group_ids, num_groups)
         kl = distance = jnp.zeros(num_groups)
         if teacher_prompts is not None:
             _check_lengths(prompt, teacher_prompts, batch)

@@ -41,7 +41,7 @@ def test_a_run_writes_what_it_measured(tmp_path, capsys):
     written = json.loads(file.read_text())
     assert written["settings"]["size"] == "tiny" and written["commit"] and len(written["load"]) == 4
     assert written["contenders"]["eager"]["versions"]["peft"] and written["contenders"]["mpt_jax"]["versions"]["jax"]
-    assert written["equal_tokens"] == {"peft eager": 1.0} and not written["failed"]
+    assert written["equal_tokens"] == {"eager": 1.0} and not written["failed"]
     for work in ("train", "decode"):
         for rounds in written["seconds"][work].values():
             assert len(rounds) == TINY.rounds and all(seconds > 0 for [seconds] in rounds)
