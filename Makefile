@@ -7,6 +7,7 @@
 # make load-memory   measures the peak memory of loading a T5 1.1 large (3 GB of files each in two formats; minutes)
 # make plan-table   plans every size of T5 1.1 for common TPU slices and GPUs, into docs/plan.md (an hour; goes on where it was stopped)
 # make int8-base   measures a random T5 1.1 base in int8 against bfloat16 and float32 (minutes, 6 GB of memory)
+# make bench-peft   measures training and decoding beside PEFT on this machine (benchmarks/README.md): DEVICE=gpu, ARGS="--size base"
 # make soak   stops studies at random KILLS=50 times, with SEED=0, by SIGNALS="KILL", and compares what they leave (half an hour)
 # Each creates .venv from the pinned requirements when it is missing or stale. PYTHON=python3.12 chooses the interpreter.
 
@@ -20,7 +21,8 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-.PHONY: demo test lint format mini soak load-memory plan-table int8-base loader-speed packing-speed bank-speed install install-dev clean
+.PHONY: demo test lint format mini soak load-memory plan-table int8-base loader-speed packing-speed bank-speed bench-peft \
+  install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
@@ -60,6 +62,11 @@ packing-speed: $(RUNTIME)
 
 bank-speed: $(RUNTIME)
 	PYTHONPATH=. JAX_PLATFORMS=cpu $(BIN)/python tests/bank_speed.py
+
+DEVICE ?= cpu
+bench-peft: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+bench-peft: $(DEV)
+	$(BIN)/python -m benchmarks.against_peft --device $(DEVICE) $(ARGS)
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .

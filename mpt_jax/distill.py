@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mpt_jax.config import LossConfig
 from mpt_jax.errors import UserError
-from mpt_jax.losses import cross_entropy, group_reduce, group_sum, of_positions, safe_divide
+from mpt_jax.losses import cross_entropy, group_reduce, group_sum, of_positions, safe_divide, target_logits
 from mpt_jax.models.t5 import T5
 from mpt_jax.prompted_t5 import Output, batch_prompts, encoder_mask, forward
 from mpt_jax.prompts.base import Prompt, number_of_groups
@@ -124,7 +124,8 @@ def make_loss(model: T5, prompt_module: Prompt | None, cfg: LossConfig, groups: 
         per_token = cross_entropy(student.logits, targets, weights, z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing)
         ce = group_reduce(per_token, whole.tokens, group_ids, cfg.normalization)
         tokens = group_sum(weights, group_ids, num_groups)
-        correct = group_sum((student.logits.argmax(axis=-1) == targets) * weights, group_ids, num_groups)
+        likeliest = target_logits(student.logits, targets) >= student.logits.max(axis=-1)
+        correct = group_sum(likeliest * weights, group_ids, num_groups)
         kl = distance = jnp.zeros(num_groups)
         if teacher_prompts is not None:
             _check_lengths(prompt, teacher_prompts, batch)

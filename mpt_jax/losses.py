@@ -25,7 +25,7 @@ def cross_entropy(
     logits = logits.astype(jnp.float32)
     vocabulary = logits.shape[-1]
     log_z = jax.nn.logsumexp(logits, axis=-1)
-    at_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - log_z
+    at_target = target_logits(logits, targets) - log_z
     if label_smoothing:
         confidence, low = 1.0 - label_smoothing, label_smoothing / (vocabulary - 1)
         over_all = logits.sum(axis=-1) - vocabulary * log_z
@@ -36,6 +36,15 @@ def cross_entropy(
     if z_loss:
         loss = loss + z_loss * jnp.square(log_z)
     return loss * weights.astype(jnp.float32)
+
+
+def target_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The logit of each target: [B,L,V], [B,L] → [B,L].
+
+    By comparison with every id and not by a gather, whose gradient, a scatter into [B,L,V], nothing is fused with.
+    """
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    return jnp.where(ids == targets[..., None], logits, 0.0).sum(axis=-1)
 
 
 def of_positions(values: jax.Array, segments: jax.Array | None) -> jax.Array:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mpt_jax.config import T5Config
+from mpt_jax.costs import work_of
 from mpt_jax.errors import UserError
 from mpt_jax.models import T5, Cache, Decoded, Encoded, count_parameters, init_params, logical_axes, param_shapes, start_cache
-from mpt_jax.models.layers import Dropout, RelativePositionBias, relative_buckets
+from mpt_jax.models.layers import Attention, Dropout, RelativePositionBias, few_queries, relative_buckets
 from mpt_jax.models.t5 import mimetic
 from mpt_jax.trees import flatten
 
@@ -175,6 +176,59 @@ def test_cached_decoding_equals_uncached(config: T5Config, chunks: tuple[int, ..
     np.testing.assert_allclose(np.concatenate(logits, axis=1), whole.logits, atol=2e-5)
     np.testing.assert_allclose(np.concatenate(hidden, axis=2), whole.hidden, atol=2e-5)
     assert int(cache.position) == 6
+
+
+def attend(config: T5Config, params: Any, x: Any, source: Any, bias: Any, few: bool) -> jax.Array:
+    def run(module: Attention, x: Any, source: Any) -> jax.Array:
+        return module.to_source(x, source, (bias,)) if few else module(x, *module.keys_values(source), (bias,))
+
+    return Attention(config, True).apply({"params": params}, x, source, method=run)
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "int8"])
+def test_attention_without_keys_and_values_is_the_same(param_dtype: str) -> None:
+    """Values, and gradients to the queries' input and to the source, with a masked position."""
+    config, rng = dataclasses.replace(V1_1, param_dtype=param_dtype), np.random.default_rng(0)
+    shapes = param_shapes(config)["decoder"]["layers"]["encoder_decoder_attention"]
+    draw = {"int8": lambda shape: rng.integers(-127, 128, shape).astype(np.int8)}.get(param_dtype, rng.standard_normal)
+    params = {
+        name: {
+            leaf: (draw(shape.shape[1:]) if leaf == "kernel" else rng.uniform(1e-3, 5e-3, shape.shape[1:])).astype(shape.dtype)
+            for leaf, shape in kernel.items()
+        }
+        for name, kernel in shapes.items()
+    }
+    x, source = (rng.standard_normal((2, length, 16)).astype(np.float32) for length in (3, 7))
+    bias = np.where(np.arange(7) < [[7], [5]], 0.0, -1e10).astype(np.float32)[:, None, None]
+
+    def values_and_gradients(few: bool) -> Any:
+        value, back = jax.vjp(lambda x, source: attend(config, params, x, source, bias, few), x, source)
+        return value, *back(jnp.sin(value))
+
+    for ours, expected in zip(values_and_gradients(True), values_and_gradients(False), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+        assert np.abs(expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("source", [16, 64, 228])
+def test_few_queries_take_fewer_operations(source: int) -> None:
+    """Forward and backward to the source and the queries' input."""
+    config = dataclasses.replace(V1_1, d_kv=16, d_model=48)
+    shapes = param_shapes(config)["decoder"]["layers"]["encoder_decoder_attention"]
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), shapes)
+    chosen = [few_queries(queries, source, config.d_kv) for queries in range(1, 17)]
+    assert chosen[0] and not chosen[-1] and chosen == sorted(chosen, reverse=True)
+
+    def flops(queries: int, few: bool) -> float:
+        def loss(x: Any, other: Any, params: Any) -> jax.Array:
+            return attend(config, params, x, other, jnp.zeros((1, 1, 1, source)), few).sum()
+
+        x, other = (jax.ShapeDtypeStruct((1, length, config.d_model), jnp.float32) for length in (queries, source))
+        return work_of(jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, other, params)).flops
+
+    for queries in range(1, 1 + sum(chosen)):
+        assert flops(queries, True) < flops(queries, False)
+    assert flops(16, True) > flops(16, False)
 
 
 def test_remat_changes_no_value_and_no_gradient() -> None:

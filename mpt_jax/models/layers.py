@@ -209,12 +209,46 @@ class Attention(nn.Module):
         """x [B, Q, D], key and value [B, H, S, K], biases each broadcastable to [B, H, Q, S] → [B, Q, D]."""
         query = split_heads(self.query(x), self.config.num_heads)
         scores = jnp.einsum("bhqk,bhsk->bhqs", query, key, preferred_element_type=jnp.float32)
-        for bias in biases:  # added one by one: their sum over batch and heads is never stored
-            scores = scores + bias
-        weights = self.dropout(softmax(scores).astype(self.config.dtype))
-        y = jnp.einsum("bhqs,bhsk->bhqk", weights, value)
+        y = jnp.einsum("bhqs,bhsk->bhqk", self._weights(scores, biases), value)
         y = y.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[1], -1)
         return self.out(y)
+
+    def to_source(self, x: jax.Array, source: jax.Array, biases: Sequence[jax.Array]) -> jax.Array:
+        """What `__call__` computes with the keys and values of source [B, S, D], which are never made.
+
+        (q Kᵀ) with K = source Wk is (q Wkᵀ) sourceᵀ, and w (source Wv) is (w source) Wv. With few queries these are far fewer
+        operations; see `few_queries`. The kernels have to be there: not for `init`.
+        """
+        config = self.config
+        key, value = (dense.variables["params"] for dense in (self.key, self.value))
+        shape = source.shape[-1], config.num_heads, -1  # of a kernel: D, H, K
+        source = source.astype(config.dtype)
+        query = self.query(x)
+        if (scale := key.get("kernel_scale")) is not None:
+            query = query * scale.astype(query.dtype)[None, None]
+        query = split_heads(query, config.num_heads)
+        query = jnp.einsum("bhqk,dhk->bhqd", query, key["kernel"].astype(config.dtype).reshape(shape))
+        scores = jnp.einsum("bhqd,bsd->bhqs", query, source, preferred_element_type=jnp.float32)
+        y = jnp.einsum("bhqs,bsd->bhqd", self._weights(scores, biases), source)
+        y = jnp.einsum("bhqd,dhk->bqhk", y, value["kernel"].astype(config.dtype).reshape(shape))
+        y = y.reshape(x.shape[0], x.shape[1], -1)
+        if (scale := value.get("kernel_scale")) is not None:
+            y = y * scale.astype(y.dtype)[None, None]
+        return self.out(y)
+
+    def _weights(self, scores: jax.Array, biases: Sequence[jax.Array]) -> jax.Array:
+        for bias in biases:  # added one by one: their sum over batch and heads is never stored
+            scores = scores + bias
+        return self.dropout(softmax(scores).astype(self.config.dtype))
+
+
+def few_queries(queries: int, source: int, head_width: int) -> bool:
+    """Whether attention of Q queries to S positions takes fewer operations without keys and values (`Attention.to_source`).
+
+    Keys and values take 4 S D H K operations forward and as many backward to the source. Without them 4 Q (S + K) D H take their
+    place and twice as many backward, where both operands of a product have a gradient.
+    """
+    return 3 * queries * (source + head_width) < 2 * source * head_width
 
 
 def split_heads(x: jax.Array, num_heads: int) -> jax.Array:

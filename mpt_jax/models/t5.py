@@ -24,6 +24,7 @@ from mpt_jax.models.layers import (
     RelativePositionBias,
     RMSNorm,
     apply_kernel,
+    few_queries,
     mask_bias,
     relative_buckets,
     split_heads,
@@ -109,14 +110,17 @@ class DecoderBlock(nn.Module):
         x = x + dropout(attention(y, key, value, self_biases))
 
         y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
-        if cache is not None:
-            cross = cache.cross_key, cache.cross_value
-        else:
-            assert encoded is not None, "decode needs the encoder's output or a cache"
-            cross = cross_attention.keys_values(encoded)
+        source = encoded if cache is None else cache.cross_key
+        assert source is not None, "decode needs the encoder's output or a cache"
         # Cross-attention knows no positions: an input's C targets are C * L queries to the same keys, which are not copied.
-        queries = y.reshape(cross[0].shape[0], -1, y.shape[-1])
-        x = x + dropout(cross_attention(queries, *cross, (cross_bias,)).reshape(y.shape))
+        queries = y.reshape(source.shape[0], -1, y.shape[-1])
+        if cache is not None:
+            read = cross_attention(queries, cache.cross_key, cache.cross_value, (cross_bias,))
+        elif few_queries(queries.shape[1], source.shape[1], config.d_kv) and not self.is_initializing():
+            read = cross_attention.to_source(queries, source, (cross_bias,))
+        else:
+            read = cross_attention(queries, *cross_attention.keys_values(source), (cross_bias,))
+        x = x + dropout(read.reshape(y.shape))
 
         y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
         x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
