@@ -133,7 +133,7 @@ def line(first, cell):
     step = " – ".join(f"{1e3 * cell[name]:.{cell[name] < 0.01:d}f}" for name in ("seconds_at_least", "seconds_likely"))
     hours = cell["steps"] * cell["seconds_likely"] / 3600
     columns = [
-        first,
+        first if cell["compiled"] else f"{first}, estimated",
         mesh,
         *gib[:2],
         f"{gib[2]} of {cell['memory'] / 2**30:.2f}",
