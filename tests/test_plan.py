@@ -1,12 +1,15 @@
 """Planning for devices that are not here: shapes of slices, memory, communication, and what a person reads."""
 
 import dataclasses
+import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import plan_table
 import pytest
 import tiny
 
@@ -127,6 +130,15 @@ def test_xxl_fits_one_gpu_of_80_gb():
     """T5 1.1 XXL, bfloat16, remat full, batch 32, inputs 256 + prompt 100: the weights, and a quarter of what is left."""
     done = run_plan("t5_1_1_xxl.gin", "h100")
     assert "11,135,332,352 weights in bfloat16" in done and "20.74  weights" in done and ": fits" in done
+
+
+def test_the_tables_of_the_docs_are_of_the_plans_that_were_made():
+    """And in them XXL fits one v5e-8 and GPUs of 80 GB."""
+    cells, text = json.loads(plan_table.CELLS.read_text()), plan_table.PAGE.read_text()
+    assert plan_table.page(text, cells) == text
+    held = {tuple(cell["name"]): cell.get("arguments", math.inf) + cell.get("temporaries", math.inf) for cell in cells["cells"]}
+    for place, limit in (("v5e-8", 15.75), ("A100 80 GB", 67.1), ("H100 80 GB", 67.1)):
+        assert held["xxl", "bfloat16", place, 0] < limit * GIB, place
 
 
 def run_plan(backbone, topology):
