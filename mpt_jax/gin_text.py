@@ -22,7 +22,7 @@ class Reference:
 
 
 def config_text(config: Any) -> str:
-    """A gin file that alone gives `config`, a dataclass of `config.py`: every value of every field.
+    """A gin file that alone gives `config`, a dataclass of `config/`: every value of every field.
 
     Configurations within a tuple or dict get a scope of their own: `@streams_0/StreamConfig()`.
     """

@@ -1,4 +1,4 @@
-"""From bindings to configuration: fills the dataclasses of `config.py` and remembers where each value came from.
+"""From bindings to configuration: fills the dataclasses of `config/` and remembers where each value came from.
 
 A binding gives a value to a field of a class (`TrainConfig.steps = 100`), to that field within a scope
 (`few/mpt/StageConfig.steps = 100`) or to a macro (`TRAIN_STEPS = 100`, used as `%TRAIN_STEPS`); the last one wins.
