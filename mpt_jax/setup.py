@@ -194,14 +194,13 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
     """Where training starts: a prompt module's parameters, or `{"backbone": parameters}`."""
     if experiment.prompt.method == "none":
         return {"backbone": backbone.params}
-    inits = [init or experiment.prompt.init for init in streams.inits]
     return initial_prompt(
         experiment.prompt,
         groups=streams.groups,
         seeds=streams.seeds,
         lengths=streams.lengths(experiment.prompt.length),
-        inits=inits,
-        labels=_init_labels(experiment, streams, inits, vocabulary),
+        inits=[init or experiment.prompt.init for init in streams.inits],
+        labels=init_labels(experiment, streams, vocabulary),
         key=jax.random.key(experiment.train.seed),
         embedding=backbone.params["token_embedder"]["embedding"],
         tokenize=vocabulary.encode,
@@ -210,12 +209,13 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
     )
 
 
-def _init_labels(experiment: Experiment, streams: Streams, inits: Sequence[str], vocabulary: Vocabulary) -> list[tuple[str, ...]]:
-    """What "labels" starts each group's prompt from: the configured labels, else those of the group's own tasks."""
+def init_labels(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> list[tuple[str, ...]]:
+    """What each group's prompt starts from, where that is "labels": the configured ones, else those of the group's own tasks."""
     found: list[tuple[str, ...]] = []
-    for group, init in enumerate(inits):
-        texts: dict[str, None] = dict.fromkeys(experiment.prompt.init_labels if init == "labels" else ())
-        if init == "labels" and not texts:
+    for group, init in enumerate(streams.inits):
+        starts = (init or experiment.prompt.init) == "labels"
+        texts: dict[str, None] = dict.fromkeys(experiment.prompt.init_labels if starts else ())
+        if starts and not texts:
             tasks = [stream.task for stream in streams.configs if stream.group == group]
             for cache in open_caches(experiment, tasks, experiment.data.train_split, vocabulary):
                 texts |= dict.fromkeys(cache.label_set.texts)

@@ -143,7 +143,7 @@ class InspectConfig:
     """What the `inspect` command looks for, in the prompts that `export` would write."""
 
     neighbours: int = 5  # nearest pieces of the vocabulary for each token of a prompt (Lester et al. 2021, §7)
-    labels: tuple[str, ...] = ()  # class labels that are looked for among them; () = PromptConfig.init_labels
+    labels: tuple[str, ...] = ()  # class labels that are looked for among them; () = those that prompts start from
     tokens: int = 20  # of each prompt that are printed; 0 = all. The file has all
 
     def validate(self) -> None:
