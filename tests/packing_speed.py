@@ -1,6 +1,6 @@
 """`make packing-speed`: prompt tuning with padded, trimmed, sorted and packed batches on four tasks, the table of docs/speed.md.
 
-Needs MPT_JAX_DATA with the folders sst2, mnli, boolq and multirc (see tasks/files.py). T is the smallest multiple of 32 up to
+Needs MPT_JAX_DATA with the folders sst2, mnli, boolq and multirc (docs/tasks.md). T is the smallest multiple of 32 up to
 512 that holds 99 % of a task's training inputs (what is longer is cut). Relative to padded batches and exact, as means over
 STEPS steps: positions of the encoder, and multiplications and additions of a forward pass of mini and of a T5 1.1 base. Then
 time, on mini and this machine's CPU: for each length of row that these steps have, a training step of ROWS rows is compiled and
@@ -95,7 +95,7 @@ def main():
     print("| task (T, mean input) | P | batch | shapes | positions | operations, mini | base | examples/s |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for task in TASKS:
-        data = DataConfig(f"files_{task}", {"inputs": LONGEST, "targets": TARGETS}, BATCH)
+        data = DataConfig(f"{task}_attempt", {"inputs": LONGEST, "targets": TARGETS}, BATCH)
         cache = open_task(data, data.mixture, "train", vocabulary)
         counts = cache.token_counts("inputs")
         length = min(-(-int(np.quantile(counts, 0.99)) // 32) * 32, LONGEST)
