@@ -238,11 +238,20 @@ def _sweep(arguments: argparse.Namespace) -> None:
     flags = {own: [f for f in arguments.bindings if f.startswith("SweepConfig.") == own] for own in (True, False)}
     arguments.bindings = flags[True]
     config = _configuration(arguments).sweep()
-    read = list(parse_cells(config.axes, arguments.gin_file, flags[False], arguments.search_paths))
+    try:
+        read = list(parse_cells(config.axes, arguments.gin_file, flags[False], arguments.search_paths))
+        studies = [cell.pipeline() for _, cell in read]
+    except UserError as error:
+        text = str(error)
+        for axis in config.axes:
+            text = text.replace(f"--gin.{axis}:", f"SweepConfig.axes['{axis}']:").replace(
+                f"--gin.{axis} ", f"SweepConfig.axes['{axis}'] "
+            )
+        raise UserError(text) from None
     from mpt_jax import distributed
     from mpt_jax.sweep import Cell, check_sweep, run_sweep
 
-    cells = [Cell(axes, cell.pipeline()) for axes, cell in read]
+    cells = [Cell(axes, study) for (axes, _), study in zip(read, studies, strict=True)]
     distributed.refuse(cells[0].study.base.distributed, "sweep")
     folder = check_sweep(cells)
     if arguments.dry_run:

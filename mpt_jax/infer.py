@@ -47,7 +47,8 @@ def run_infer(experiment: Experiment) -> Path:
     vocabulary = setup.open_vocabulary(experiment, trained.backbone)
     numbers = _prompt_numbers(experiment, rows, trained)
     labels = _labels(experiment, rows, numbers, trained, vocabulary)
-    inputs, cut = _tokenise(experiment, rows, vocabulary)
+    only = trained.tasks[0] if len(trained.tasks) == 1 else ""
+    inputs, cut = _tokenise(experiment, rows, vocabulary, only)
     predictions = predict_texts(
         trained.backbone,
         trained.prompt_module,
@@ -124,7 +125,8 @@ def _prompt_numbers(experiment: Experiment, rows: Sequence[Row], trained: setup.
     for row in rows:
         line, task = row[LINE], row.get("task")
         if task is None and len(trained.tasks) > 1:
-            raise UserError(f"{path}, line {line}: no 'task'; {trained.source} has prompts for {', '.join(trained.tasks)}.")
+            names = ", ".join(dict.fromkeys(trained.tasks))
+            raise UserError(f"{path}, line {line}: no 'task'; {trained.source} has several prompts, for {names}.")
         try:
             if len(trained.tasks) == 1 and task is not None and str(task) not in known:
                 mixture_tasks(experiment.data, str(task))
@@ -167,8 +169,11 @@ def _fields(prediction: Prediction) -> Row:
     return {"prediction": prediction.text, "score": rounded(prediction.score)} | ({"scores": scores} if scores else {})
 
 
-def _tokenise(experiment: Experiment, rows: list[Row], vocabulary: Vocabulary) -> tuple[list[np.ndarray], int]:
-    """Token ids with EOS of every row, and how many were cut. Takes the line numbers off the rows."""
+def _tokenise(experiment: Experiment, rows: list[Row], vocabulary: Vocabulary, only: str) -> tuple[list[np.ndarray], int]:
+    """Token ids with EOS of every row, and how many were cut. Takes the line numbers off the rows.
+
+    `only` is the task of rows that name none, "" where there are several.
+    """
     path, limit = experiment.infer.input_file, experiment.data.lengths["inputs"]
     lines = [row.pop(LINE) for row in rows]
     inputs: dict[int, np.ndarray] = {}
@@ -179,8 +184,8 @@ def _tokenise(experiment: Experiment, rows: list[Row], vocabulary: Vocabulary) -
             ids = vocabulary.encode(row["inputs"])
             cut += len(ids) >= limit
             inputs[i] = np.asarray([*ids[: limit - 1], EOS_ID], np.int32)
-        elif "task" in row:
-            by_task.setdefault(str(row["task"]), []).append(i)
+        elif "task" in row or only:
+            by_task.setdefault(str(row.get("task", only)), []).append(i)
         else:
             raise UserError(f"{path}, line {lines[i]}: neither 'inputs' nor 'task'; give the text, or the task and its fields.")
     for task, members in by_task.items():

@@ -234,7 +234,8 @@ def spread_of_lengths(job: Job) -> str:
     """'20 tokens' or '1 to 150 tokens'; "" where a model is tuned."""
     lengths = [point.stage.experiment.prompt_length for point in job.points]
     least, most = min(lengths), max(lengths)
-    return "" if not most else f"{most} tokens" if least == most else f"{least} to {most} tokens"
+    span = f"{most}" if least == most else f"{least} to {most}"
+    return "" if not most else f"{span} token{'s' if most > 1 else ''}"
 
 
 def steps_of(job: Job) -> int:

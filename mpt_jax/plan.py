@@ -230,13 +230,15 @@ def _decode_line(plan: Plan, decode: Compiled) -> str:
 
 
 def _advice(plan: Plan) -> list[str]:
-    """Changes with which the estimate fits, the least costly first: microbatches, recomputing, a larger model axis."""
+    """Changes with which the estimate fits, the least costly first: microbatches, recomputing, a larger model axis, int8."""
     mesh, heads = plan.programs.mesh, plan.experiment.backbone.architecture.num_heads
     now = PartitionConfig(mesh.shape["model"], mesh.shape["fsdp"])
-    remat = plan.experiment.backbone.architecture.remat
+    remat, dtype = plan.experiment.backbone.architecture.remat, plan.experiment.backbone.architecture.param_dtype
     larger = [n for n in range(now.num_partitions + 1, plan.slice.size + 1) if heads % n == 0]
-    tried = [(remat, now), *([("full", now)] if remat != "full" else [])]
-    tried += [("full", PartitionConfig(partitions, now.fsdp)) for partitions in larger]
+    tried = [(remat, now, dtype), *([("full", now, dtype)] if remat != "full" else [])]
+    tried += [("full", PartitionConfig(partitions, now.fsdp), dtype) for partitions in larger]
+    if plan.programs.prompt_module is not None and dtype != "int8":
+        tried.append(("full", now, "int8"))
     lines = []
     for option in tried:
         if (found := _fewest_microbatches(plan, *option)) is not None:
@@ -244,6 +246,7 @@ def _advice(plan: Plan) -> list[str]:
             changes = {
                 f"PartitionConfig.num_partitions={option[1].num_partitions}": option[1] != now,
                 f"T5Config.remat='{option[0]}'": option[0] != remat,
+                f"T5Config.param_dtype='{option[2]}'": option[2] != dtype,
                 f"TrainConfig.num_microbatches={microbatches}": microbatches != plan.experiment.train.num_microbatches,
             }
             lines.append(f"  {needed / GIB:8.2f}  with {' and '.join(text for text, changed in changes.items() if changed)}")
@@ -252,13 +255,13 @@ def _advice(plan: Plan) -> list[str]:
     )
 
 
-def _fewest_microbatches(plan: Plan, remat: str, partition: PartitionConfig) -> tuple[int, float] | None:
+def _fewest_microbatches(plan: Plan, remat: str, partition: PartitionConfig, dtype: str) -> tuple[int, float] | None:
     """The fewest, and not fewer than the plan's, with which a device's bytes fit by the estimate, and these; None if none do."""
     given = plan.experiment
     if plan.slice.size % (partition.num_partitions * partition.fsdp):
         return None
     mesh = make_mesh(partition, list(plan.programs.mesh.devices.flat))
-    architecture = dataclasses.replace(given.backbone.architecture, remat=remat)
+    architecture = dataclasses.replace(given.backbone.architecture, remat=remat, param_dtype=dtype)
     backbone = dataclasses.replace(given.backbone, architecture=architecture)
     most = given.data.batch_size // batch_ways(mesh)
     if given.data.batch_size % batch_ways(mesh):

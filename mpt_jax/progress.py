@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mpt_jax.files import write_text
 
-LINE_SECONDS = 5.0  # between two lines of training metrics where there is no bar; `metrics.jsonl` has them all
+LINE_SECONDS = 5.0  # between two lines of a run of a study, where there is no bar; `metrics.jsonl` has all
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Progress:
         self._last_step = self._first_step = step
 
     def train(self, step: int, record: Record) -> None:
-        """Tell the training metrics of the steps since the last call; of the lines, the last and some before it."""
+        """Tell the training metrics of the steps since the last call; of a study's lines, the last and some before it."""
         now = time.perf_counter()
         taken, seconds = step - self._last_step, now - self._last_time
         rate = taken * self._batch_size / seconds if taken and seconds > 0 else 0.0
@@ -110,7 +110,7 @@ class Progress:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(f"loss {loss}, {rate:.0f} examples/s")
             return
-        if step < self._steps and now - self._told < LINE_SECONDS:
+        if self._label and step < self._steps and now - self._told < LINE_SECONDS:  # one of a study's many short runs
             return
         self._told, done = now, step - self._first_step
         left = (self._steps - step) * (now - self._began) / done if done else 0.0

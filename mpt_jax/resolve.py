@@ -23,6 +23,10 @@ from mpt_jax.gin_text import Macro, Reference
 Scope = tuple[str, ...]
 Key = tuple[Scope, str, str]  # (scope, class, field)
 DEFAULT = "default"  # the origin of a value that nothing was bound to
+LEARNING_RATES = (
+    " Learning rates, by parameter, are OptimizerConfig.rules (in a study, StageConfig.rules), such as "
+    "--gin.OptimizerConfig.rules='((\".*\", 0.3),)'."
+)
 REQUIRED = ("gin.REQUIRED", "REQUIRED")
 
 
@@ -93,7 +97,8 @@ def check_field(name: str, field: str, origin: str) -> None:
     """Raises `UserError` unless the class called `name` has `field`."""
     fields = [f.name for f in dataclasses.fields(find_class(name, origin))]
     if field not in fields:
-        raise UserError(f"{origin}: {name} has no field '{field}'.{nearest(field, fields) or _list_of(fields)}")
+        hint = LEARNING_RATES if "learning_rate" in field.lower() else nearest(field, fields) or _list_of(fields)
+        raise UserError(f"{origin}: {name} has no field '{field}'.{hint}")
 
 
 def _list_of(names: Iterable[str]) -> str:
@@ -346,10 +351,7 @@ def _check_reach(bindings: Bindings, resolver: _Resolver, every: list[_Resolver]
 def _field_instead(macro: str) -> str:
     """For a macro of other programs, the field that does the same here; "" where there is none."""
     if "LEARNING_RATE" in macro:
-        return (
-            " Learning rates, by parameter, are OptimizerConfig.rules (in a study, StageConfig.rules), such as "
-            "--gin.OptimizerConfig.rules='((\".*\", 0.3),)'."
-        )
+        return LEARNING_RATES
     owners = [name for name, cls in CLASSES.items() if macro.lower() in {field.name for field in dataclasses.fields(cls)}]
     return f" There is a field {' and a field '.join(f'{owner}.{macro.lower()}' for owner in owners)}." if owners else ""
 

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mpt_jax import pipeline
+from mpt_jax import pipeline, setup
 from mpt_jax.board import Board, Failure, read_failures, read_results
+from mpt_jax.checkpoint.backbone import find_vocabulary
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import PipelineConfig, SweepConfig
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.jobs import Job, Point, plan_jobs, spread_of_lengths, steps_of
@@ -32,6 +34,7 @@ from mpt_jax.pipeline import Lab, duration, run_stage
 from mpt_jax.studies import results
 from mpt_jax.studies.report import AXES_FILE, write_report
 from mpt_jax.studies.results import Record
+from mpt_jax.studies.wording import counted
 
 WAIT = 2.0  # seconds between two looks at what other calls have done
 
@@ -62,13 +65,12 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     """
     folder = check_sweep(cells)
     jobs = plan_jobs([cell.study for cell in cells])
+    check_data(cells)
     with Board(folder, cfg.claim_timeout) as board:
+        write_text(folder / AXES_FILE, json.dumps({"x": cfg.x, "published": cfg.published}, indent=1) + "\n")
         failed = _Worker(cells, jobs, board, folder).work()
-    collected = collect_results(folder, jobs, cells)
-    if not collected:
+    if not write_results(folder, jobs, cells):
         raise UserError(f"No point of the sweep was done; {_why(failed, jobs, folder)}")
-    write_text(folder / results.RESULTS_FILE, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in collected))
-    write_text(folder / AXES_FILE, json.dumps({"x": cfg.x, "published": cfg.published}, indent=1) + "\n")
     report = write_report(folder)
     if failed:
         raise UserError(f"{_why(failed, jobs, folder)} The report has the others: {report}.")
@@ -91,6 +93,25 @@ def check_sweep(cells: Sequence[Cell]) -> Path:
             f"MODEL_DIR {folder} holds {'a single run' if run.has_progress() else 'a study'}, not a sweep; give another."
         )
     return folder
+
+
+def check_data(cells: Sequence[Cell]) -> None:
+    """That every task of the cells has its splits, before anything is trained; no weight is read for it.
+
+    Raises:
+        UserError: an unknown task, a missing split, a vocabulary that is not there.
+    """
+    for study in {repr((cell.study.base, cell.study.sources, cell.study.targets)): cell.study for cell in cells}.values():
+        vocabulary = load_vocabulary(find_vocabulary(study.base.backbone))
+        setup.check_splits(study.base, (*study.sources, *study.targets), vocabulary, study.test_split)
+
+
+def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> int:
+    """Writes `results.jsonl` of what is done so far, and returns how many lines it has."""
+    collected = collect_results(folder, jobs, cells)
+    if collected:
+        write_text(folder / results.RESULTS_FILE, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in collected))
+    return len(collected)
 
 
 def collect_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Record]:
@@ -141,6 +162,9 @@ class _Worker:
         self._look()
         if self.finished:
             self.say(f"{len(self.finished)} of {self.total} points are done already")
+        known = {point.key for job in self.jobs for point in job.points}
+        if others := {path.stem for path in (self.folder / "points").glob("*.json")} - known:
+            self.say(f"{counted(len(others), 'point')} of other values or settings in {self.folder} will not be in the report")
         while left := self._left():
             if not any(self._try(job) for job in left):
                 self._wait()
@@ -209,6 +233,7 @@ class _Worker:
             self.board.finish(point.key, its_records)
             self.finished.add(point.key)
         self.cost_done += stage.cost({})
+        write_results(self.folder, self.jobs, self.cells)  # `report` shows it
 
     def _fail(self, point: Point, error: str) -> None:
         self.failed[point.key] = error

@@ -10,6 +10,7 @@ import jax
 from mpt_jax.board import read_results
 from mpt_jax.config import Experiment, PartitionConfig
 from mpt_jax.costs import Work, work_of
+from mpt_jax.data.registry import find_task
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
 from mpt_jax.memory import programs_of
 from mpt_jax.partitioning import make_mesh
@@ -25,9 +26,12 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
     """The points, the jobs that they are packed into, and what these compute; with a topology, how long that takes there.
 
     Raises:
-        UserError: a study that cannot be planned; an unknown topology.
+        UserError: a study that cannot be planned; an unknown task or topology.
     """
     jobs = plan_jobs([cell.study for cell in cells])
+    for study in {repr((cell.study.base.data, cell.study.sources, cell.study.targets)): cell.study for cell in cells}.values():
+        for task in (*study.sources, *study.targets):
+            find_task(study.base.data, task)
     where = find_slice(topology) if topology else None
     done = {point.key for job in jobs for point in job.points if read_results(folder, point.key) is not None}
     total = sum(len(job.points) for job in jobs)
@@ -42,6 +46,7 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         "jobs      points  prompts          steps   batch       FLOP  " + ("       time  " if where else "") + "what, each",
     ]
     sums, rows = [0.0, 0.0], []
+    several = len({cell.study.base.backbone.checkpoint for cell in cells}) > 1
     for job in jobs:
         left = job.only([point.key for point in job.points if point.key not in done])
         if not left.points:
@@ -54,9 +59,10 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
             seconds = each.likely
         sums = [sums[0] + work.flops, sums[1] + seconds]
         time = f"{duration(seconds):>11}  " if where else ""
+        backbone = f" ({stage.experiment.backbone.checkpoint})" if several else ""
         rows.append(
             f"{len(left.points):8}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
-            f"{stage.experiment.data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}"
+            f"{stage.experiment.data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}{backbone}"
         )
     lines += [f"{len(list(same)):4} x  {row}" for row, same in itertools.groupby(rows)]
     lines += ["", f"In all {_si(sums[0])}FLOP of training; validation and scoring come on top."]

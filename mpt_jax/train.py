@@ -42,6 +42,7 @@ from mpt_jax.signals import Interrupted
 from mpt_jax.train_state import create_state, make_train_step
 
 Tree = Any
+LISTED_TASKS = 6  # that the first line names
 CUT_SHARE = 0.01  # of the training examples: above it, each run tells how many were cut
 
 
@@ -158,10 +159,19 @@ class _Run:
             label=label,
             writes=distributed.is_first(),
         )
+        if not label:  # else a study has told already what it trains
+            self.progress.say(self._beginning())
         for warning in _warnings(experiment, self.loader):
             self.progress.say(warning)
         if self.first:
             self.progress.say(f"resuming at step {self.first}" + self._stretched(meta.get("steps", self.config.steps)))
+
+    def _beginning(self) -> str:
+        tasks = list(dict.fromkeys(self.streams.tasks))
+        named = ", ".join(tasks[:LISTED_TASKS]) + (f" and {len(tasks) - LISTED_TASKS} more" if len(tasks) > LISTED_TASKS else "")
+        numbers = sum(leaf.size for leaf in jax.tree.leaves(self.state.trainable))
+        steps, batch = self.config.steps - self.first, self.experiment.data.batch_size
+        return f"{named}: {numbers:,} numbers to train, {steps:,} steps of {batch} examples; compiling the first one"
 
     def take_steps(self, interrupt: Interrupt) -> None:
         """To the run's end. Interrupted, with the last step saved, once a stop was requested."""

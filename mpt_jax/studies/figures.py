@@ -308,7 +308,9 @@ def _reference_handles(records: Records, tasks: Sequence[str]) -> list[Line2D]:
 
 def draw_legend(figure: Figure, handles: list[Any]) -> None:
     """Below everything, in as many columns as the figure is wide enough for."""
-    columns = min(len(handles), max(2, int(figure.get_figwidth() / 1.25)))
+    widest = max((len(handle.get_label()) for handle in handles), default=0)
+    inches = max(1.25, 0.5 + 0.075 * widest)  # of a column: the line and some 8-point letters
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / inches)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, handlelength=2.4, columnspacing=1.4)
 
 

@@ -134,7 +134,7 @@ def prompts_of(meta: Mapping[str, Any], composed: np.ndarray) -> list[Prompt]:
     names = [(one[0] or "prompt") + (f" + {len(one) - 1} more" if len(one) > 1 else "") for one in held]
     counts = Counter(names)
     prompts = []
-    for number, (name, own, (first, *_)) in enumerate(zip(names, held, of_each, strict=True), start=1):
+    for number, (name, own, (first, *_)) in enumerate(zip(names, held, of_each, strict=True)):
         group = groups[first]
         tokens = composed[first, -meta["lengths"][group] :]
         unique = name if counts[name] == 1 else f"{name} #{number}"  # of several seeds or lengths of a task

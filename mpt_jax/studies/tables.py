@@ -9,7 +9,7 @@ from mpt_jax.studies import chance, results
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.page import Cell, Table
 from mpt_jax.studies.results import METHODS, Record
-from mpt_jax.studies.wording import counted, seeds_note, task_labels
+from mpt_jax.studies.wording import counted, number_range, seeds_note, task_labels
 
 Records = Sequence[Record]
 OPTIMIZERS = {"adafactor": "Adafactor", "adamw": "AdamW"}
@@ -149,6 +149,8 @@ def _is_best(score: results.Spread | None, column: Sequence[results.Spread | Non
 
 def _mean_of(runs: Records, field: str, form: str) -> Cell:
     known = [run[field] for run in runs if run.get(field) is not None]
+    if field != "seconds" and len(set(known)) > 1:
+        return Cell(number_range(known), statistics.fmean(known))
     return number(statistics.fmean(known) if known else None, form)
 
 
