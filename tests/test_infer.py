@@ -181,7 +181,7 @@ MISTAKES = {
     "a long list": ([json.dumps(["x" * 90])], r"line 1: a JSON object is needed, not .{80}; correct the line"),
     "a long value": ([{"task": "tiny_colour", "inputs": ["x" * 90]}], r"line 1: 'inputs' must be a text, not .{80}\."),
     "inputs not text": ([{"task": "tiny_colour", "inputs": 3}], r"line 1: 'inputs' must be a text, not 3"),
-    "no task": ([GOOD, {"inputs": "red"}], r"line 2: no 'task'; .* has prompts for tiny_colour, tiny_word"),
+    "no task": ([GOOD, {"inputs": "red"}], r"line 2: no 'task'; .* has several prompts, for tiny_colour, tiny_word"),
     "misspelt task": ([GOOD, {"task": "tiny_color", "inputs": "red"}], r"line 2: .*'tiny_color'.*Did you mean 'tiny_colour'"),
     "missing field": (
         [GOOD, {"task": "tiny_word", "label": "no"}],

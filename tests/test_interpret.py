@@ -141,7 +141,7 @@ def test_a_shared_plain_prompt_is_one_and_mpt_has_one_for_each_stream():
     ]
     assert plain[1].tokens.tolist() == composed[2, 2:].tolist()
     mpt = prompts_of(meta | {"method": "mpt"}, composed)
-    assert [one.name for one in mpt] == ["a #1", "b", "a #3"]
+    assert [one.name for one in mpt] == ["a #0", "b", "a #2"]
     assert [one.tokens.shape for one in mpt] == [(4, 2), (4, 2), (2, 2)]
 
 
