@@ -170,7 +170,7 @@ class MeanOfText(Prompt):
 def test_a_prompt_that_looks_at_its_input_sees_its_own_text(params, streams):
     module = MeanOfText(groups=(0, 1, 2), length=P, d_model=D)
     padded, packed = (batch_of(streams, **fields) for fields in ({}, {"pack_lengths": ROWS}))
-    of_padded, of_packed = (np.asarray(batch_prompts(module, {}, MODEL, params, batch)) for batch in (padded, packed))
+    of_padded, of_packed = (np.asarray(batch_prompts(module, {}, MODEL, params, batch)[0]) for batch in (padded, packed))
     real = np.asarray(packed["encoder_segments"]).max(axis=1)
     flat = np.concatenate([of_packed[r, : real[r]] for r in range(len(real))])
     assert of_padded.shape == flat.shape == (16, P, D)
