@@ -8,7 +8,6 @@ job     points that are trained side by side, as one stage: prompts of one backb
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,10 +37,6 @@ class Point(NamedTuple):
     cells: tuple[int, ...]
     needs: tuple[Key, ...]
 
-    @property
-    def is_source(self) -> bool:
-        return self.stage.kind in ("teachers", "source")
-
 
 class Job(NamedTuple):
     """Points that are trained together."""
@@ -59,7 +54,7 @@ class Job(NamedTuple):
     def stage(self) -> Stage:
         """How the points are trained, into a folder of their own. Run n is of point n; a source stage is one point."""
         first = self.points[0]
-        if first.is_source:
+        if first.stage.is_source:
             return first.stage
         return _bank([point.stage for point in self.points], digest(*(point.key for point in self.points)))
 
@@ -75,9 +70,9 @@ def plan_jobs(cells: Sequence[PipelineConfig]) -> list[Job]:
     points = collect(cells)
     banks: dict[str, list[Point]] = {}
     for point in points:
-        banks.setdefault(point.key if point.is_source or point.stage.method == "model_tuning" else _alike(point), []).append(
-            point
-        )
+        banks.setdefault(
+            point.key if point.stage.is_source or point.stage.method == "model_tuning" else _alike(point), []
+        ).append(point)
     jobs = []
     for bank in banks.values():
         size = cells[bank[0].cells[0]].bank_size or len(bank)
@@ -93,13 +88,13 @@ def collect(cells: Sequence[PipelineConfig]) -> list[Point]:
         keys: dict[str, Key] = {}  # the latter → key
         for stage in plan(cell):
             here = _moved(stage, moved)
-            if here.kind in ("teachers", "source"):
-                key = _key(here, here.experiment)
+            if here.is_source:
+                key = _key(here)
                 folder = f"{_runs(cell)}/{here.kind}-{key}"
                 moved[str(stage.folder)], keys[folder] = folder, key
                 singles = [(key, _into(here, folder))]
             else:
-                singles = [(_key(one, one.experiment), one) for one in _singles(here)]
+                singles = [(_key(one), one) for one in _singles(here)]
             for key, single in singles:
                 needs = tuple(keys[folder] for folder in keys if _starts_from(single, folder))
                 known = points.get(key, Point(key, single, (), needs))
@@ -143,11 +138,11 @@ def _singles(stage: Stage) -> Iterator[Stage]:
         yield dataclasses.replace(stage, runs=(run,), experiment=experiment)
 
 
-def _key(stage: Stage, experiment: Experiment) -> Key:
+def _key(stage: Stage) -> Key:
     """Of what a stage trains and how it is scored."""
     return digest(
         json.dumps([stage.kind, stage.method, stage.k, stage.runs, stage.start]),
-        json.dumps(_what_matters(experiment), default=str),
+        json.dumps(_what_matters(stage.experiment), default=str),
     )
 
 
@@ -224,7 +219,7 @@ def _into(stage: Stage, folder: str) -> Stage:
     """The stage with another folder."""
     experiment = stage.experiment
     experiment = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, model_dir=folder))
-    if stage.method == "spot" and stage.kind in ("few_shot", "full"):
+    if stage.method == "spot":
         prompt = dataclasses.replace(experiment.prompt, init_file=f"{folder}/{START_FILE}#*")
         experiment = dataclasses.replace(experiment, prompt=prompt)
     return dataclasses.replace(stage, experiment=experiment)
@@ -241,8 +236,3 @@ def spread_of_lengths(job: Job) -> str:
 def steps_of(job: Job) -> int:
     """Training steps of the job's stage."""
     return job.points[0].stage.experiment.train.steps
-
-
-def trained_examples(job: Job) -> int:
-    """Examples that the job trains on."""
-    return math.prod((steps_of(job), job.stage().experiment.data.batch_size))

@@ -313,7 +313,7 @@ class Clock:
 
     def __init__(self, stages: Sequence[Stage], left: Sequence[Stage]):
         self.titles = list(dict.fromkeys(stage.title for stage in stages))
-        self.sources = {stage.runs[0].seed for stage in stages if stage.kind in ("teachers", "source")}
+        self.sources = {stage.runs[0].seed for stage in stages if stage.is_source}
         self.left = list(left)
         self.began = self.stage_began = time.perf_counter()
         self.spent = self.measured = 0.0  # seconds and cost of the stages that are done
@@ -324,7 +324,7 @@ class Clock:
         number = self.titles.index(stage.title) + 1
         self.label = f"[{number}/{len(self.titles)}]"
         single = f" ({stage.runs[0].task}, seed {stage.runs[0].seed})" if stage.method == "model_tuning" else ""
-        if stage.kind in ("teachers", "source") and len(self.sources) > 1:
+        if stage.is_source and len(self.sources) > 1:
             single = f" (seed {stage.runs[0].seed})"
         size = f"{len(stage.runs)} runs, " if len(stage.runs) > 1 else ""
         left = self.estimate()

@@ -57,16 +57,21 @@ class Stage:
     start: str = ""  # the prompt file of the source training that MPT's and SPoT's runs start from
 
     @property
+    def is_source(self) -> bool:
+        """Whether it trains on the source tasks, for all of the targets."""
+        return self.kind in ("teachers", "source")
+
+    @property
     def title(self) -> str:
         """What the terminal calls it; model tuning's single runs share one title."""
-        if self.kind in ("teachers", "source"):
+        if self.is_source:
             return {"teachers": "teachers, a prompt for each source task", "source": "MPT source training"}[self.kind]
         return f"targets, {f'k = {self.k}' if self.k else 'all examples'}, {self.method.replace('_', ' ')}"
 
     @property
     def settings(self) -> str:
         """The field of `PipelineConfig` that has the stage's length and learning rates."""
-        if self.kind in ("teachers", "source"):
+        if self.is_source:
             return f"PipelineConfig.{self.kind.removesuffix('s')}"
         return f"PipelineConfig.{'few_shot' if self.k else 'full_data'}['{self.method}']"
 
@@ -203,7 +208,7 @@ def remaining(cfg: PipelineConfig, stages: Sequence[Stage], done: set[str]) -> l
         missing = tuple(run for run, name in zip(stage.runs, stage.run_ids, strict=True) if name not in done)
         if not missing:
             continue
-        extended = len(missing) < len(stage.runs) and stage.kind in ("few_shot", "full")
+        extended = len(missing) < len(stage.runs) and not stage.is_source
         left.append(target_stage(cfg, stage.method, stage.k, missing, _digest(missing)) if extended else stage)
     return left
 

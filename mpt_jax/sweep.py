@@ -5,7 +5,7 @@ what another call is at work on is left to it (`board.py`). MODEL_DIR afterwards
 
     results.jsonl               one line per run and cell, with "cell", the axes' values
     report.html, report.md      and figures/*.png
-    cells/<n>.gin               the study of each cell, for `pipeline` and `show`
+    cells/<n>/config.gin        the study of each cell, for `pipeline` and `show`
     runs/<job>/                 what `train.py` describes, and the job's config.gin
     points/ claims/ failures/   see `board.py`
 """
@@ -48,12 +48,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """'PROMPT_LENGTH=20, PromptConfig.init=vocab'."""
-        return name_of(self.axes)
-
-
-def name_of(axes: Mapping[str, Any]) -> str:
-    """A cell's name, by its axes' values."""
-    return ", ".join(f"{axis}={value}" for axis, value in axes.items())
+        return ", ".join(f"{axis}={value}" for axis, value in self.axes.items())
 
 
 def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
@@ -78,10 +73,10 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
 
 
 def check_sweep(cells: Sequence[Cell]) -> Path:
-    """MODEL_DIR of all cells, with a file for each of them.
+    """MODEL_DIR of all cells.
 
     Raises:
-        UserError: cells with several folders; a folder that holds a single run or a study, or that cannot be written.
+        UserError: cells with several folders; a folder that holds a single run or a study.
     """
     folders = {cell.study.base.train.model_dir for cell in cells}
     if len(folders) > 1:
@@ -137,7 +132,7 @@ def _why(failed: Mapping[str, str], jobs: Sequence[Job], folder: Path) -> str:
 
 def _name(point: Point) -> str:
     stage = point.stage
-    if point.is_source:
+    if stage.is_source:
         return f"{stage.title} (seed {stage.runs[0].seed}, {stage.experiment.prompt_length} tokens)"
     length = f", {stage.experiment.prompt_length} tokens" if stage.experiment.prompt_length else ""
     return f"{stage.run_ids[0]}{length}"
@@ -228,7 +223,7 @@ class _Worker:
                 self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
             return
         pipeline.drop_weights(self.cells[first.cells[0]].study, stage)
-        groups = [records] if first.is_source else [[record] for record in records]
+        groups = [records] if stage.is_source else [[record] for record in records]
         for point, its_records in zip(job.points, groups, strict=True):
             self.board.finish(point.key, its_records)
             self.finished.add(point.key)

@@ -22,7 +22,7 @@ def cell(rate=0.3, mpt=False, prompt=None, **changes):
 
 
 def banks(cells):
-    return [job for job in jobs.plan_jobs(cells) if not job.points[0].is_source]
+    return [job for job in jobs.plan_jobs(cells) if not job.points[0].stage.is_source]
 
 
 def test_lengths_starts_and_rates_share_a_bank_and_are_what_each_alone_would_be():

@@ -196,7 +196,9 @@ def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     from mpt_jax.jobs import plan_jobs
 
     (bank,) = [
-        job for job in plan_jobs([cell.study]) if job.points[0].stage.method == "prompt_tuning" and not job.points[0].is_source
+        job
+        for job in plan_jobs([cell.study])
+        if job.points[0].stage.method == "prompt_tuning" and not job.points[0].stage.is_source
     ]
     one, two = (training_work(bank.only([point.key for point in bank.points[:n]]).stage().experiment).flops for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)

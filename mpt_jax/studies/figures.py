@@ -120,10 +120,7 @@ def few_shot_curves(records: Records) -> Figure | None:
         for index, axis in enumerate(axes):
             axis.set_ylabel("score" if index % columns == 0 else "")
             axis.set_xlabel("k, examples per class" if index + columns >= len(panels) else "")
-        handles = [
-            Line2D([], [], color=look(m).color, ls=look(m).line, marker=look(m).marker, ms=5, label=look(m).label, **MARKER)
-            for m in methods
-        ]
+        handles = [line_handle(look(method)) for method in methods]
         handles += _reference_handles(records, tasks)
         if len(panels) < len(axes):
             axes[-1].legend(handles=handles, loc="center", title=seeds_note(everything), handlelength=3.2, labelspacing=0.6)
@@ -278,6 +275,11 @@ def draw_line(axis: Axes, where: Sequence[float], spreads: Spreads, style: Look)
         x, y, error = zip(*points, strict=True)
         looks = {"color": style.color, "ls": style.line, "marker": style.marker}
         axis.errorbar(x, y, error, ms=5, lw=1.6, capsize=2.5, elinewidth=1, **looks, **MARKER)
+
+
+def line_handle(style: Look) -> Line2D:
+    """What a legend shows of `draw_line`."""
+    return Line2D([], [], color=style.color, ls=style.line, marker=style.marker, ms=5, label=style.label, **MARKER)
 
 
 def _band(axis: Axes, curves: Sequence[Curve], style: Look) -> None:

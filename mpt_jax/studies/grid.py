@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 
 from mpt_jax.errors import UserError
 from mpt_jax.studies import results, tables
-from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes
-from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, STYLE, Look, look
+from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes, line_handle
+from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.results import METHODS, Record, Spread
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, task_labels
@@ -123,7 +123,7 @@ def series_of(records: Records, x: str) -> dict[Series, list[Record]]:
     found: dict[Series, list[Record]] = {}
     for method in results.values_of(records, "method", METHODS):
         ours = results.select(records, method=method)
-        matters = [axis for axis in others if _matters(ours, axis, x)]
+        matters = [axis for axis in others if _matters(ours, axis)]
         seen = set()
         for record in ours:
             fixed = tuple((axis, _hashable(record["cell"].get(axis))) for axis in matters)
@@ -134,7 +134,7 @@ def series_of(records: Records, x: str) -> dict[Series, list[Record]]:
     return found
 
 
-def _matters(records: Records, axis: str, x: str) -> bool:
+def _matters(records: Records, axis: str) -> bool:
     """Whether runs that differ in nothing but the axis are different runs: cells that share a point have the same one."""
     alike: dict[Any, set[Any]] = {}
     for record in records:
@@ -162,16 +162,17 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ())
                 everything += spreads
                 aside = 0.012 * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
                 draw_line(axis, _aside(places, aside, log), spreads, style)
-                handles[one.label] = _handle(style, one.label)
+                handles[one.label] = line_handle(style)
             for number, curve in enumerate(published):
-                where = [places[labels.index(x)] if x in labels else x for x in map(_as_drawn, curve.x)]
+                where = [places[labels.index(at)] if at in labels else at for at in map(_as_drawn, curve.x)]
                 line: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
                 axis.plot(where, curve.y, zorder=1, **line)
                 handles[curve.label] = Line2D([], [], label=curve.label, **line)
             level = results.reference(targets, "chance", tasks)
             if level is not None:
-                axis.axhline(level, color="#B03A2E", lw=1.1, zorder=1)
-                handles["chance"] = Line2D([], [], color="#B03A2E", lw=1.1, label="chance")
+                color, dashes = REFERENCE_LINES["chance"]
+                axis.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
+                handles["chance"] = Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")
             axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
             _scale(axis, places, labels, log)
             axis.set_xlabel(name_of(x))
@@ -191,28 +192,16 @@ def parameter_frontier(targets: Records, published: Sequence[Published] = ()) ->
         figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
         handles: dict[str, Line2D] = {}
         for axis, k in zip(axes, settings, strict=False):
-            by_method: dict[Series, dict[int, list[Record]]] = {}
+            marks: dict[tuple[str, int, str], list[Record]] = {}
             for record in results.select(targets, k=k):
-                by_method.setdefault(Series(record["method"], ()), {}).setdefault(record["params_trained"], []).append(record)
-            for one, by_size in by_method.items():
-                style = look(one.method)
-                for size, runs in sorted(by_size.items()):
-                    for cell_runs in _by_cell(runs):
-                        mean = _mean(cell_runs, k, tasks)
-                        if mean:
-                            error = 0.0 if math.isnan(mean.std) else mean.std
-                            axis.errorbar(
-                                size,
-                                mean.mean,
-                                error,
-                                color=style.color,
-                                marker=style.marker,
-                                ms=5,
-                                capsize=2,
-                                elinewidth=1,
-                                **MARKER,
-                            )
-                handles[one.method] = Line2D([], [], color=style.color, marker=style.marker, ls="", label=style.label, **MARKER)
+                cell = json.dumps(record["cell"], sort_keys=True)
+                marks.setdefault((record["method"], record["params_trained"], cell), []).append(record)
+            for (method, size, _), runs in marks.items():
+                looks: dict[str, Any] = {"color": look(method).color, "marker": look(method).marker, **MARKER}
+                if mean := _mean(runs, k, tasks):
+                    error = 0.0 if math.isnan(mean.std) else mean.std
+                    axis.errorbar(size, mean.mean, error, ms=5, capsize=2, elinewidth=1, **looks)
+                handles[method] = Line2D([], [], ls="", label=look(method).label, **looks)
             for curve in published:
                 axis.plot(curve.x, curve.y, ls="--", lw=1.2, color=PUBLISHED_COLOR, zorder=1)
                 handles[curve.label] = Line2D([], [], ls="--", lw=1.2, color=PUBLISHED_COLOR, label=curve.label)
@@ -236,7 +225,7 @@ def grid_table(targets: Records, x: str) -> Table:
             (
                 tables.setting_cell(k),
                 Cell(one.label),
-                Cell(value_label(value), float(value)) if is_number(value) else Cell(value_label(value)),
+                _value_cell(value),
                 tables.score_cell(mean),
                 tables.number(mean.n if mean else None, "d"),
                 tables.number(known[0] if known else None, ",.0f"),
@@ -253,8 +242,9 @@ def by_task_table(targets: Records, x: str) -> Table:
     rows = []
     for k, one, value, runs in _rows(targets, x):
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
-        where = Cell(value_label(value), float(value)) if is_number(value) else Cell(value_label(value))
-        rows.append((tables.setting_cell(k), Cell(one.label), where, *(tables.score_cell(score) for score in scores)))
+        rows.append(
+            (tables.setting_cell(k), Cell(one.label), _value_cell(value), *(tables.score_cell(score) for score in scores))
+        )
     names = task_labels(tasks)
     return Table("Scores on each target", ("k", "series", short(x), *(names[task] for task in tasks)), tuple(rows))
 
@@ -293,18 +283,15 @@ def _rows(targets: Records, x: str) -> Iterator[tuple[int, Series, Any, list[Rec
                     yield k, one, value, there
 
 
+def _value_cell(value: Any) -> Cell:
+    return Cell(value_label(value), float(value) if is_number(value) else None)
+
+
 def _mean(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
     """Of one series at one value of x, over the seeds that have all tasks."""
     if not runs:
         return None
     return results.spread(results.seed_means(runs, runs[0]["method"], k, tasks).values())
-
-
-def _by_cell(runs: Records) -> Iterator[list[Record]]:
-    cells: dict[str, list[Record]] = {}
-    for run in runs:
-        cells.setdefault(json.dumps(run["cell"], sort_keys=True), []).append(run)
-    yield from cells.values()
 
 
 def _about(records: Records, axes: Mapping[str, Sequence[Any]]) -> str:
@@ -374,10 +361,6 @@ def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool
 
 def _style(one: Series, every: Sequence[Series]) -> Look:
     """The method's own look where it has one series, else one of the palette's for each series."""
-    if sum(other.method == one.method for other in every) == 1 and one.method in LOOKS:
-        return look(one.method)
-    return dataclasses.replace(CURVE_LOOKS[list(every).index(one) % len(CURVE_LOOKS)], label=one.label)
-
-
-def _handle(style: Look, label: str) -> Line2D:
-    return Line2D([], [], color=style.color, ls=style.line, marker=style.marker, ms=5, label=label, **MARKER)
+    own = sum(other.method == one.method for other in every) == 1 and one.method in LOOKS
+    style = look(one.method) if own else CURVE_LOOKS[list(every).index(one) % len(CURVE_LOOKS)]
+    return dataclasses.replace(style, label=one.label)
