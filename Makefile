@@ -1,7 +1,7 @@
 # make demo   multitask prompt tuning from end to end on this machine's CPU, with a report at the end
 # make study STUDY=few_shot_mini   a study of gin/studies/ on mini, as fast as the demo (docs/studies/README.md)
 # make test   the tests           make lint   ruff, mypy and shellcheck           make format   ruff's formatting
-# make mini   pretrains the T5 that ships with the package
+# make mini   pretrains the T5 that ships with the package (an hour)     make mini-sizes   and the same at other widths (two hours)
 # make loader-speed    measures how many examples a second the loader makes (minutes)
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
 # make bank-speed   measures prompts trained side by side against separate runs (minutes; SIZE=small takes a larger T5)
@@ -22,15 +22,16 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-.PHONY: demo study test lint format mini soak load-memory plan-table int8-base loader-speed packing-speed bank-speed bench-peft \
-  install install-dev clean
+MINI_SIZES := mini-d64 mini-d192
+.PHONY: demo study test lint format mini mini-sizes $(MINI_SIZES) soak load-memory plan-table int8-base loader-speed packing-speed \
+  bank-speed bench-peft install install-dev clean
 
 # Two CPU devices that share each batch use two cores better than one device with two threads does.
 # Memory that is kept rather than given back and asked for again at each step saves a third of the time.
-demo study mini: export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
-demo mini: export MPT_JAX_COMMAND = make $@
+demo study mini $(MINI_SIZES): export GLIBC_TUNABLES := $(HUGE):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592
+demo mini $(MINI_SIZES): export MPT_JAX_COMMAND = make $@
 study: export MPT_JAX_COMMAND = make $@ STUDY=$(STUDY)
-demo study mini: export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false
+demo study mini $(MINI_SIZES): export XLA_FLAGS ?= --xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false
 
 demo: $(RUNTIME)
 	@$(BIN)/python -m mpt_jax pipeline --gin_file=gin/studies/demo.gin
@@ -80,21 +81,29 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 # The embedded T5, from English text in MPT_JAX_CORPUS; within an hour on two cores, and resumed by the same command.
-MINI := runs/mini
+# $(call pretrain,FOLDER,VOCABULARY,GIN FILES THAT CHANGE THE MODEL): all stages, each from the run of the one before.
+define pretrain
+	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin $(3) --gin.INITIAL_CHECKPOINT_PATH=scratch --gin.MODEL_DIR=$(1)/1 --gin.VOCABULARY=$(2)
+	$(call continue,$(1)/2,$(1)/1,sketch_lesson_2,5000,1.2e-3,8e-3,$(3))
+	$(call continue,$(1)/3,$(1)/2,sketch_lesson_3,16000,1.2e-3,4e-3,$(3))
+	$(call continue,$(1)/4,$(1)/3,mini_spans,1500,5e-4,2e-3,$(3))
+	$(call continue,$(1)/5,$(1)/4,mini_prefix,700,5e-4,2e-3,$(3))
+endef
 TRAIN = $(BIN)/python -m mpt_jax train
-# $(call continue,STAGE,FROM,MIXTURE,STEPS,RATE,RATE OF POSITION BIASES): a later stage starts from another one's run.
-continue = $(TRAIN) --gin_file=gin/studies/continue_mini.gin --gin.MODEL_DIR=$(MINI)/$(1) \
-  --gin.INITIAL_CHECKPOINT_PATH=$(MINI)/$(2) --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4) \
-  --gin.LEARNING_RATE=$(5) --gin.BIAS_LEARNING_RATE=$(6)
+# $(call continue,RUN,FROM,MIXTURE,STEPS,RATE,RATE OF POSITION BIASES,GIN FILES)
+continue = $(TRAIN) --gin_file=gin/studies/continue_mini.gin $(7) --gin.MODEL_DIR=$(1) --gin.INITIAL_CHECKPOINT_PATH=$(2) \
+  --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4) --gin.LEARNING_RATE=$(5) --gin.BIAS_LEARNING_RATE=$(6)
+MINI := runs/mini
 mini: $(RUNTIME)
 	@mkdir -p $(MINI)
 	test -f $(MINI)/sentencepiece.model || $(BIN)/python -m tasks.mini_vocabulary $(MINI)/sentencepiece.model
-	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin --gin.MODEL_DIR=$(MINI)/1 --gin.VOCABULARY=$(MINI)/sentencepiece.model
-	$(call continue,2,1,sketch_lesson_2,5000,1.2e-3,8e-3)
-	$(call continue,3,2,sketch_lesson_3,16000,1.2e-3,4e-3)
-	$(call continue,4,3,mini_spans,1500,5e-4,2e-3)
-	$(call continue,5,4,mini_prefix,700,5e-4,2e-3)
+	$(call pretrain,$(MINI),$(MINI)/sentencepiece.model,)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
+
+# Minis of other widths by the same steps, for gin/studies/sizes_mini.gin.
+mini-sizes: $(MINI_SIZES)
+$(MINI_SIZES): mini-%: $(RUNTIME)
+	$(call pretrain,runs/mini_$*,mpt_jax/assets/mini/sentencepiece.model,--gin_file=gin/sizes/mini_$*.gin)
 
 install: $(RUNTIME)
 install-dev: $(DEV)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from test_gin_files import trained_by
 
 from mpt_jax import jobs, stages
-from mpt_jax.config import PipelineConfig
+from mpt_jax.config import BackboneConfig, PipelineConfig
 from mpt_jax.gin_bindings import Parsed, parse, parse_cells
 from mpt_jax.pipeline import numbers_trained
 from mpt_jax.stages import Stage, alone
@@ -23,6 +24,8 @@ SWEEPS = sorted(
 )
 SIZES = ("small", "base", "large", "xl", "xxl")
 LM_ADAPTED = tuple(f"gin/sizes/lm_adapted_{size}.gin" for size in SIZES)
+MINI = "gin/backbones/mini.gin"
+MINIS = ("gin/sizes/mini_d64.gin", MINI, "gin/sizes/mini_d192.gin")
 T5_BASE = {"gin_file": ("gin/sizes/t5_base.gin",)}
 # What the papers vary (Lester et al. 2021, section 3.2; Wang et al. 2023), and its likes on mini.
 AXES = {
@@ -35,6 +38,8 @@ AXES = {
     "mpt_lengths": T5_BASE | {"PROMPT_LENGTH": (100, 200, 300)},
     "mpt_sizes": {"gin_file": tuple(f"gin/sizes/t5_{size}.gin" for size in SIZES[:3])},
     "mpt_ablations_mini": {"PipelineConfig.decompose": (True, False), "PipelineConfig.distill": (True, False)},
+    "sizes_mini": {"gin_file": MINIS},
+    "mpt_sizes_mini": {"gin_file": MINIS},
     "mpt_sampling_mini": {"PipelineConfig.source_sampling": ("mpt", "proportional")},
 }
 IN_FIVE_MINUTES = (
@@ -56,12 +61,16 @@ def read(name: str) -> list[tuple[dict[str, Any], Parsed]]:
     return list(parse_cells(parse([file_of(name)]).sweep().axes, [file_of(name)]))
 
 
+def backbone_of(path: str) -> BackboneConfig:
+    files = [MINI, path] if Path(path).stem.startswith("mini_") else [path]  # other minis say only what differs
+    return parse(files, ["MIXTURE_OR_TASK_NAME=any", "MODEL_DIR=any", "TRAIN_STEPS=1"]).experiment().backbone
+
+
 def holds(axis: str, value: Any, cell: Parsed) -> bool:
     """Whether a cell has, and has everywhere, what its axis says; of a gin file: its backbone."""
     base = cell.pipeline().base
     if axis == "gin_file":
-        run = parse([value], ["MIXTURE_OR_TASK_NAME=any", "MODEL_DIR=any", "TRAIN_STEPS=1"])
-        return run.experiment().backbone == base.backbone
+        return backbone_of(value) == base.backbone
     if axis == "PROMPT_LENGTH":
         return bool(base.prompt.length == value)
     if axis == "INITIAL_CHECKPOINT_PATH":
@@ -108,10 +117,19 @@ def test_every_study_has_a_folder_of_its_own():
 @pytest.mark.parametrize("path", sorted((ROOT / "gin" / "sizes").glob("*.gin")), ids=lambda path: path.stem)
 def test_a_size_has_the_weights_and_the_width_of_its_name(path):
     size = path.stem.rpartition("_")[2]
-    backbone = parse([str(path)], ["MIXTURE_OR_TASK_NAME=any", "MODEL_DIR=any", "TRAIN_STEPS=1"]).experiment().backbone
-    assert size in re.split("[-_]", backbone.checkpoint)
-    assert backbone.architecture.d_model == dict(zip(SIZES, (512, 768, 1024, 2048, 4096), strict=True))[size]
+    backbone = backbone_of(str(path))
+    widths = dict(zip(SIZES, (512, 768, 1024, 2048, 4096), strict=True)) | {"d64": 64, "d192": 192}
+    assert size in re.split("[-_/]", backbone.checkpoint)
+    assert backbone.architecture.d_model == widths[size]
     assert backbone.architecture.tie_embeddings == path.stem.startswith("t5_")  # 1.0
+
+
+def test_minis_of_other_widths_differ_in_width_only():
+    minis = [backbone_of(path).architecture for path in MINIS]
+    for mini in minis:
+        assert mini.num_heads * mini.d_kv == mini.d_model and mini.d_ff == 2 * mini.d_model
+    alike = [replace(mini, d_model=0, num_heads=0, d_ff=0) for mini in minis]
+    assert alike == alike[:1] * len(alike)
 
 
 @pytest.mark.parametrize("name", AXES)
