@@ -120,15 +120,23 @@ def test_counts_agree_with_their_nouns():
     assert wording.seeds_note([results.spread([1.0]), None, results.spread([1.0, 2.0])]) == "n = 1–2 seeds"
 
 
-def guess(seeds: int, chance: float, size: int, generator: np.random.Generator) -> results.Spread:
-    return results.spread(100 * generator.binomial(size, chance / 100, seeds) / size)
+def guesses(seeds: int, chance: float, size: int, generator: np.random.Generator) -> list[float]:
+    """Scores of seeds that throw dice."""
+    return (100 * generator.binomial(size, chance / 100, seeds) / size).tolist()
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 5])
+def one_word(seeds: int, chance: float, size: int, generator: np.random.Generator) -> list[float]:
+    """Scores of seeds that each say the same word always: what a test split has of it, or of the other words."""
+    share = 100 * generator.binomial(size, chance / 100) / size
+    return np.where(generator.random(seeds) < 0.5, share, 2 * chance - share).tolist()
+
+
+@pytest.mark.parametrize("guesser", [guesses, one_word])
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 @pytest.mark.parametrize("level, size", [(50.0, 600), (33.3, 150), (12.0, 28)])
-def test_guessing_is_not_above_chance_and_knowing_is(seeds, level, size):
+def test_guessing_is_not_above_chance_and_knowing_is(guesser, seeds, level, size):
     rows, generator = [record(chance=level, num_examples=size)], np.random.default_rng(0)
-    above = [chance.above(rows, guess(seeds, level, size, generator), ["a"]) for _ in range(2000)]
+    above = [chance.above(rows, results.spread(guesser(seeds, level, size, generator)), ["a"]) for _ in range(2000)]
     assert np.mean(above) < 0.05
     margin = 4 * np.sqrt(level * (100 - level) / size)
     assert chance.above(rows, results.spread([level + margin] * seeds), ["a"])

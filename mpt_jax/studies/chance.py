@@ -27,7 +27,8 @@ def _limits(records: Sequence[Record], score: Spread | None, tasks: Sequence[str
 
     The error has two independent parts: the mean's over n seeds, s²/n, and that of a test split of N examples, which all seeds
     share. With accuracy a guesser's score has the variance c (100 − c) / N, a correlation's 100² / N; for other metrics the
-    former stands in for the unknown one.
+    former stands in for the unknown one. That part alone holds a guesser back, from one seed on (one who says the same word
+    always has the same score in all seeds); s²/n is for those that have learned in some seeds only, and is no t-test.
     """
     chance = results.reference(records, "chance", tasks)
     if score is None or chance is None:
