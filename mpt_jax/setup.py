@@ -394,4 +394,6 @@ def mesh_of(experiment: Experiment) -> Mesh:
         memory = least((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf))  # a CPU tells none
         chosen = choose_partitions(experiment, find_streams(experiment).groups, jax.devices(), memory)
         partition = dataclasses.replace(partition, num_partitions=chosen)
-    return make_mesh(partition)
+    mesh = make_mesh(partition)
+    batch_shard(mesh)  # refuses what processes cannot share before a backbone is read
+    return mesh

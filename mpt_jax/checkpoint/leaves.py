@@ -188,7 +188,7 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: 
 
     The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
     whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
-    first one reads everything, for the fingerprint; the others read by byte range what their devices hold, and wait for it.
+    first one reads everything, for the fingerprint; the others read what their devices hold, in whole chunks, and wait for it.
 
     Raises:
         UserError: a part that cannot be read or is not finite.
