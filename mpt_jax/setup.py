@@ -24,7 +24,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.memory import choose_partitions
 from mpt_jax.models.t5 import logical_axes
 from mpt_jax.optim import GroupScales
-from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, to_host, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
@@ -197,6 +197,7 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
     """Where training starts: a prompt module's parameters, or `{"backbone": parameters}`."""
     if experiment.prompt.method == "none":
         return {"backbone": backbone.params}
+    embedding = backbone.params["token_embedder"]["embedding"]
     return initial_prompt(
         experiment.prompt,
         groups=streams.groups,
@@ -205,7 +206,8 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
         inits=[init or experiment.prompt.init for init in streams.inits],
         labels=init_labels(experiment, streams, vocabulary),
         key=jax.random.key(experiment.train.seed),
-        embedding=backbone.params["token_embedder"]["embedding"],
+        embed=lambda ids: to_host(embedding[ids]),  # of several processes each may have only a part of the embedding
+        d_model=embedding.shape[-1],
         tokenize=vocabulary.encode,
         vocab_size=vocabulary.vocab_size,
         fingerprint=backbone.fingerprint,
@@ -392,4 +394,6 @@ def mesh_of(experiment: Experiment) -> Mesh:
         memory = least((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf))  # a CPU tells none
         chosen = choose_partitions(experiment, find_streams(experiment).groups, jax.devices(), memory)
         partition = dataclasses.replace(partition, num_partitions=chosen)
-    return make_mesh(partition)
+    mesh = make_mesh(partition)
+    batch_shard(mesh)  # refuses what processes cannot share before a backbone is read
+    return mesh

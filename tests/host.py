@@ -11,19 +11,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
+from jax.experimental import multihost_utils
 
 from mpt_jax import distributed, trees
+from mpt_jax.checkpoint import leaves
+from mpt_jax.checkpoint.backbone import open_checkpoint
 from mpt_jax.config import DistributedConfig, Experiment, PartitionConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import run_evaluate
 from mpt_jax.infer import run_infer
-from mpt_jax.partitioning import batch_shard, make_mesh
+from mpt_jax.models.quantize import quantize_params
+from mpt_jax.models.t5 import logical_axes, param_shapes
+from mpt_jax.partitioning import batch_shard, make_mesh, tree_sharding
 from mpt_jax.train import run_training
 
 
 def experiment(folder: Path, run: str, partition: dict, **changes: dict) -> Experiment:
     """Labels are ranked, so that a prompt of a few steps has scores."""
     pack, rate = changes.pop("pack", False), changes.pop("rate", 0.3)
+    changes["architecture"] = dataclasses.replace(tiny.CONFIG, param_dtype=changes.pop("dtype", "float32"))
     made = tiny.experiment(folder, run, optimizer={"rules": ((".*", rate),)}, **changes)
     made = dataclasses.replace(made, partition=PartitionConfig(**partition))
     return tiny.replace(made, decode={"method": "rank"}, data={"pack_lengths": {"inputs": 60, "targets": 12}} if pack else {})
@@ -52,6 +58,42 @@ def infer(config: Experiment) -> dict:
     }
     run_infer(tiny.replace(config, infer=files))
     return {}
+
+
+def load(config: Experiment) -> dict:
+    """Of each process: how many of the backbone's weights it read; how many its devices hold, kernels alone, and as they should.
+
+    Reads are counted where the checkpoint's leaves are asked for a part.
+    """
+    architecture, mesh = config.backbone.architecture, make_mesh(config.partition)
+    opened = open_checkpoint(config.backbone.checkpoint, tiny.CONFIG).leaves
+    read = {"all": 0}
+
+    def counted(leaf: leaves.Leaf) -> leaves.Leaf:
+        def read_part(index: leaves.Index) -> np.ndarray:
+            part = leaf.read(index)
+            read["all"] += part.size
+            return part
+
+        return dataclasses.replace(leaf, read=read_part)
+
+    shapes = param_shapes(architecture)
+    shardings = trees.flatten(tree_sharding(shapes, logical_axes(architecture), mesh))
+    dtypes = {path: shape.dtype for path, shape in trees.flatten(shapes).items()}
+    loaded = leaves.load({path: counted(leaf) for path, leaf in opened.items()}, shardings, dtypes)
+    expected = trees.unflatten({path: leaves.to_numpy(leaf, "float32", path) for path, leaf in opened.items()})
+    expected = trees.flatten(quantize_params(expected) if architecture.param_dtype == "int8" else expected)
+    held = dict.fromkeys(opened, 0)
+    right = loaded.arrays.keys() == expected.keys()
+    for path, array in loaded.arrays.items():
+        parts = {str(shard.index): shard for shard in array.addressable_shards}.values()
+        right &= all(np.array_equal(part.data, expected[path][part.index]) for part in parts)
+        if path in held:
+            held[path] = sum(part.data.size for part in parts)
+    kernels = sum(size for path, size in held.items() if path.endswith("/kernel"))
+    told = multihost_utils.process_allgather(np.asarray([read["all"], sum(held.values()), kernels, right]))
+    names = ("read", "held", "kernels", "right")
+    return {"fingerprint": loaded.fingerprint} | dict(zip(names, told.reshape(-1, 4).T.tolist(), strict=True))
 
 
 def late(config: Experiment) -> dict:

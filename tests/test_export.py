@@ -65,8 +65,8 @@ def assert_same(params, expected):
 def start(path, method="plain", **fields):
     """The initial parameters of a new run of one stream from `path`."""
     cfg = PromptConfig(**{"method": method, "length": P, "init": "file", "init_file": str(path)} | fields)
-    embedding = np.zeros((40, fields.pop("width", D)), np.float32)
-    rest = {"embedding": embedding, "tokenize": lambda text: [], "vocab_size": 40, "fingerprint": "f00d"}
+    embedding = np.zeros((40, D), np.float32)
+    rest = {"embed": embedding.__getitem__, "d_model": D, "tokenize": lambda text: [], "vocab_size": 40, "fingerprint": "f00d"}
     return initial_prompt(cfg, groups=(0,), seeds=(0,), key=jax.random.key(0), **rest)
 
 

@@ -6,15 +6,12 @@ Their devices are simulated, and the sums over them travel by gloo. What the pro
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from hosts import LIMIT, TASKS, assert_alike, finish, lines, losses, results, scoring, start, training, write_rows
 from safetensors.numpy import load_file
 
 from mpt_jax import distributed
@@ -23,64 +20,13 @@ from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse
 from mpt_jax.prompts.files import load_prompts
 
-ROOT = Path(__file__).parent.parent
-TASKS = list(tiny.TASKS[:2])
-NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-LIMIT = 400  # seconds for any of the runs here, most of which the compiler takes: on two cores with nothing else to do, 30
-
-
-def start(count, folder, jobs, *, devices=1, which=None, **settings):
-    """The processes `which` of `count`, each with so many devices, at the jobs."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
-    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, str(ROOT / "tests" / "host.py"), str(folder), json.dumps(jobs), json.dumps(settings)]
-    places = {n: dict(zip(NAMES, (f"127.0.0.1:{port}", str(count), str(n)), strict=True)) for n in which or range(count)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=env | place, **pipes) for place in places.values()]
-
-
-def finish(processes):
-    """(exit code, standard output, standard error) of each."""
-    try:
-        outputs = [process.communicate(timeout=LIMIT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
-
-
-def results(count, folder, jobs, **how):
-    """What each job returned, known to be the same in all processes."""
-    found = []
-    for code, out, err in finish(start(count, folder, jobs, **how)):
-        assert code == 0, err[-3000:]
-        found.append([json.loads(line) for line in out.splitlines() if line.startswith("{")])
-    assert all(one == found[0] for one in found), "the processes do not agree"
-    assert len(found[0]) == len(jobs)
-    return found[0]
-
-
-def training(run, steps=8, **more):
-    train = {"eval_period": 4, "checkpoint_period": 4}
-    return {"do": "train", "run": run, "tasks": TASKS, "steps": steps, "train": train, **more}
-
-
-def scoring(do, run):
-    return {"do": do, "run": run, "tasks": TASKS}
-
-
 MODEL = {"method": "none", "partition": {"num_partitions": 4}, "rate": 0.01, "train": {"checkpoint_period": 4}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tiny.make(tmp_path_factory.mktemp("hosts"))
-    rows = [{"task": TASKS[n % 2], "inputs": f"the {animal} is {colour}"} for n, (animal, colour) in enumerate(
-        (animal, colour) for animal in ("cat", "dog", "bird") for colour in ("red", "blue", "green"))]  # fmt: skip
-    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "in.jsonl")
     return folder
 
 
@@ -109,25 +55,6 @@ def four(folder, alone):
     jobs = [training("four"), training("begun_by_one"), scoring("evaluate", "four"), scoring("infer", "four")]
     parts = training("parts", train={"eval_period": 4, "checkpoint_period": 4, "num_microbatches": 2})
     return results(4, folder, [*jobs, training("damaged"), parts])
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def losses(result):
-    return [record["loss"] for record in result["history"] if record["kind"] == "train"]
-
-
-def scores(result):
-    return [record["scores"] for record in result["history"] if record["kind"] == "validation"]
-
-
-def assert_alike(ours, theirs):
-    """To the digits of the log, 1e-6: gloo's sums may differ in the last bit, as those of another mesh do."""
-    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=0, atol=2e-6)
-    assert scores(ours) == scores(theirs)
-    assert max(np.ravel(scores(ours))) > 0
 
 
 def test_four_processes_train_as_one_does(folder, alone, four):

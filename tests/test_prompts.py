@@ -29,7 +29,8 @@ def start(embedding):
     def make(cfg, groups=GROUPS, seeds=None, **rest):
         seeds = tuple(range(max(groups) + 1)) if seeds is None else seeds
         key = jax.random.key(rest.pop("key", 0))
-        rest = {"embedding": embedding, "tokenize": WORDS.__getitem__, "vocab_size": len(embedding)} | rest
+        backbone = {"embed": embedding.__getitem__, "d_model": D, "vocab_size": len(embedding)}
+        rest = backbone | {"tokenize": WORDS.__getitem__} | rest
         return initial_prompt(cfg, groups=groups, seeds=seeds, key=key, **rest)
 
     return make

@@ -183,12 +183,12 @@ class Loaded(NamedTuple):
 def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: Mapping[str, Any]) -> Loaded:
     """Every leaf in its sharding and dtype.
 
-    A leaf whose dtype is int8 is quantised on the way (`models/quantize.py`), with its scales as the leaf `<path>_scale`; it is
-    read twice.
+    A leaf whose dtype is int8 is quantised on the way (`models/quantize.py`), with its scales as the leaf `<path>_scale`; what
+    the devices hold of it is read once more, before.
 
     The host holds about `BLOCK` scalars of one leaf as stored, or one row of its chunks where that is more (of a scanned leaf
     whose layers lie in one chunk, all of it), and its own devices' parts of that leaf in `dtype`. Of several processes, the
-    first one reads everything, for the fingerprint; the others read by byte range what their devices hold, and wait for it.
+    first one reads everything, for the fingerprint; the others read what their devices hold, in whole chunks, and wait for it.
 
     Raises:
         UserError: a part that cannot be read or is not finite.
@@ -199,10 +199,10 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: 
         for path in sorted(leaves):
             digest = LeafDigest(leaves[path].shape) if jax.process_index() == 0 else None
             leaf, dtype = leaves[path], np.dtype(dtypes[path])
-            scale = _scales(leaf) if dtype == np.int8 else None
+            scale = _scales(leaf, shardings[path], path) if dtype == np.int8 else None
             arrays[path] = _place(leaf, shardings[path], dtype, path, digest, scale)
             if scale is not None:
-                arrays[f"{path}_scale"] = jax.device_put(scale, shardings[f"{path}_scale"])
+                arrays[f"{path}_scale"] = _from_each(scale, shardings[f"{path}_scale"])
             if digest is not None:
                 digests[path] = digest.result()
             gc.collect(0)  # JAX lets go of the host arrays that it has copied when Python collects garbage of any generation
@@ -213,13 +213,24 @@ def load(leaves: Mapping[str, Leaf], shardings: Mapping[str, Sharding], dtypes: 
     return Loaded(arrays, bytes(np.asarray(multihost_utils.broadcast_one_to_all(mine))).hex(), digests)
 
 
-def _scales(leaf: Leaf) -> np.ndarray:
-    """The scale of each output channel of a kernel [..., in, out], from the whole of it: [..., out] float32."""
+def _scales(leaf: Leaf, sharding: Sharding, name: str) -> np.ndarray:
+    """The scale of each output channel of a kernel [..., in, out]: [..., out] float32.
+
+    A process reads what its devices hold; the processes' largest weights are then compared.
+    """
     largest = np.zeros((*leaf.shape[:-2], leaf.shape[-1]), np.float32)
-    for index, values in blocks(leaf):
-        part = index[:-2]  # of the axes before `in`; a kernel without layers is cut along `in`
-        largest[part] = np.maximum(largest[part], np.abs(values.astype(np.float32)).max(axis=-2))
+    for index in _blocks(leaf, _region(_boxes(leaf, sharding))):
+        part = (*index[:-2], index[-1])  # a kernel without layers is cut along `in`
+        largest[part] = np.maximum(largest[part], np.abs(leaf.read(index).astype(np.float32)).max(axis=-2))
+    if jax.process_count() > 1:
+        barrier(f"loading the backbone's {name}")
+        largest = np.asarray(multihost_utils.process_allgather(largest)).max(axis=0)
     return scale_of(largest)
+
+
+def _from_each(values: np.ndarray, sharding: Sharding) -> jax.Array:
+    """An array that all processes have. `device_put` would compare theirs, an exchange to which the first one would come late."""
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def _place(
@@ -229,17 +240,15 @@ def _place(
 
     With a digest it is read whole, else only what this process's devices hold; all of it once.
     """
-    indices = sharding.addressable_devices_indices_map(leaf.shape).values()
-    boxes = {_box(index, leaf.shape) for index in indices}
+    boxes = _boxes(leaf, sharding)
     buffers = {box: np.empty([stop - start for start, stop in box], dtype) for box in boxes}
-    for region in sorted(boxes) if digest is None else [_box(whole(leaf.shape), leaf.shape)]:
-        for index in _blocks(leaf, region):
-            values = cast(leaf.read(index), np.dtype(np.float32), name)
-            if digest is not None:
-                digest.add(values)
-            values = cast(values, dtype, name) if scale is None else quantized(values, scale[*index[:-2], index[-1]])
-            for box, buffer in buffers.items():
-                _copy_overlap(values, index, buffer, box)
+    for index in _blocks(leaf, _region(boxes) if digest is None else _box(whole(leaf.shape), leaf.shape)):
+        values = cast(leaf.read(index), np.dtype(np.float32), name)
+        if digest is not None:
+            digest.add(values)
+        values = cast(values, dtype, name) if scale is None else quantized(values, scale[*index[:-2], index[-1]])
+        for box, buffer in buffers.items():
+            _copy_overlap(values, index, buffer, box)
     array = jax.make_array_from_callback(leaf.shape, sharding, lambda index: buffers[_box(index, leaf.shape)])
     return jax.block_until_ready(array)  # else the next leaf's buffers are made before this one's are free
 
@@ -284,6 +293,20 @@ def _blocks(leaf: Leaf, region: Box) -> Iterator[Index]:
     rows = leaf.chunks[0] * max(1, BLOCK // chunk)
     for row in range(start, stop, rows):
         yield slice(row, min(row + rows, stop)), *(slice(a, b) for a, b in rest)
+
+
+def _boxes(leaf: Leaf, sharding: Sharding) -> set[Box]:
+    """The different parts of a leaf that this process's devices hold."""
+    return {_box(index, leaf.shape) for index in sharding.addressable_devices_indices_map(leaf.shape).values()}
+
+
+def _region(boxes: Iterable[Box]) -> Box:
+    """The smallest part of a leaf that holds all of these.
+
+    It holds no more, since a process's devices are neighbours on the mesh, and is read at once, so that a chunk in which several
+    devices have a part is not read for each of them.
+    """
+    return tuple((min(start for start, _ in axis), max(stop for _, stop in axis)) for axis in zip(*boxes, strict=True))
 
 
 def _box(index: Index | None, shape: Sequence[int]) -> Box:

@@ -4,8 +4,8 @@
     params/                 an Orbax checkpoint of our tree (zarr, a folder for each leaf) in `stored_dtype`
     sentencepiece.model     where the source has one or one was given
 
-Written locally, read there or from gs://BUCKET/…. Chunks hold parts of one layer, so that a device that has a part of the model
-reads that part.
+Written locally, read there or from gs://BUCKET/…. A chunk is always read whole: the matrix of a layer or, of one beyond CHUNK
+bytes, a part of it. A host whose devices have a part of each matrix thus reads nearly everything of a T5 below XXL.
 """
 
 import dataclasses

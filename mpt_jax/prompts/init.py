@@ -17,6 +17,7 @@ from mpt_jax.prompts.base import Groups, Params, compose, method_class, number_o
 from mpt_jax.prompts.files import check_prompts, load_prompts
 
 Tokenize = Callable[[str], list[int]]
+Embed = Callable[[jax.Array], Any]  # ids [n] → their embeddings [n,D]
 
 
 def initial_prompt(
@@ -28,7 +29,8 @@ def initial_prompt(
     inits: Sequence[str] = (),
     labels: Sequence[Sequence[str]] = (),
     key: jax.Array,
-    embedding: jax.Array,
+    embed: Embed,
+    d_model: int,
     tokenize: Tokenize,
     vocab_size: int,
     fingerprint: str = "",
@@ -53,7 +55,8 @@ def initial_prompt(
       inits: [G] as `cfg.init`, which stands for all with (); "file" is for all groups or none.
       labels: [G] what "labels" starts each group from; () = `cfg.init_labels`.
       key: the run's random key.
-      embedding: [V,D] of the backbone.
+      embed: looks up rows of the backbone's embedding [V,D].
+      d_model: D.
       tokenize: text → ids, without EOS.
       vocab_size: number of the vocabulary's ids, at most V.
       fingerprint: of the backbone, compared with the file's.
@@ -72,7 +75,7 @@ def initial_prompt(
     base_keys, factor_keys = jax.vmap(lambda one: tuple(jax.random.split(one)))(keys)
     method = method_class(cfg.method)
     if cfg.init == "file":
-        params, meta = _trained(cfg, groups, lengths, embedding.shape[-1], fingerprint)
+        params, meta = _trained(cfg, groups, lengths, d_model, fingerprint)
         resumed = None
         if meta["method"] == cfg.method:
             resumed = params if cfg.init_file.endswith("#*") else method.resume(cfg, params, meta, groups)
@@ -83,14 +86,14 @@ def initial_prompt(
         dataclasses.replace(cfg, length=length, init=init, init_labels=tuple(words))
         for length, init, words in zip(lengths, inits, labels, strict=True)
     ]
-    starts = [_start(one, key, embedding, tokenize, vocab_size) for one, key in zip(own, base_keys, strict=True)]
+    starts = [_start(one, key, embed, d_model, tokenize, vocab_size) for one, key in zip(own, base_keys, strict=True)]
     base = jnp.stack([pad_tokens(start, cfg.length) for start in starts])
     return _floats(method.initial(cfg, base, groups, factor_keys, lengths))
 
 
-def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: Tokenize, vocab_size: int) -> jax.Array:
+def _start(cfg: PromptConfig, key: jax.Array, embed: Embed, d_model: int, tokenize: Tokenize, vocab_size: int) -> jax.Array:
     """One plain prompt [P,D]."""
-    shape = (cfg.length, embedding.shape[-1])
+    shape = (cfg.length, d_model)
     if cfg.init == "uniform":
         return jax.random.uniform(key, shape, minval=-cfg.init_scale, maxval=cfg.init_scale)
     if cfg.init == "uniform_positive":
@@ -102,28 +105,28 @@ def _start(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, tokenize: To
                 f"PromptConfig.init_labels has {len(cfg.init_labels)} labels but the prompt has {cfg.length} tokens; "
                 "raise PROMPT_LENGTH or leave labels out."
             )
-        given = [_embed(embedding, tokenize, label, "init_labels").mean(axis=0) for label in cfg.init_labels]
+        given = [_embed(embed, tokenize, label, "init_labels").mean(axis=0) for label in cfg.init_labels]
     elif cfg.init == "text":
-        given = list(_embed(embedding, tokenize, cfg.init_text, "init_text")[: cfg.length])
-    return jnp.stack([*given, *_sample(cfg, key, embedding[:vocab_size], cfg.length - len(given))])
+        given = list(_embed(embed, tokenize, cfg.init_text, "init_text")[: cfg.length])
+    return jnp.stack([*given, *_sample(cfg, key, embed, vocab_size, cfg.length - len(given))])
 
 
-def _embed(embedding: jax.Array, tokenize: Tokenize, text: str, field: str) -> jax.Array:
+def _embed(embed: Embed, tokenize: Tokenize, text: str, field: str) -> jax.Array:
     ids = tokenize(text)
     if not ids:
         raise UserError(f"PromptConfig.{field} has '{text}', which the vocabulary turns into no token; give another text.")
-    return embedding[jnp.asarray(ids)].astype(jnp.float32)
+    return jnp.asarray(embed(jnp.asarray(ids)), jnp.float32)
 
 
-def _sample(cfg: PromptConfig, key: jax.Array, embedding: jax.Array, amount: int) -> jax.Array:
+def _sample(cfg: PromptConfig, key: jax.Array, embed: Embed, vocab_size: int, amount: int) -> jax.Array:
     """Embeddings of `amount` different ids below `init_population` (SentencePiece ids are sorted by frequency)."""
-    population = min(cfg.init_population, embedding.shape[0])
+    population = min(cfg.init_population, vocab_size)
     if amount > population:
         raise UserError(
             f"PROMPT_LENGTH is {cfg.length} but PromptConfig.init_population has only {population} tokens to draw from; "
             "raise init_population or use init='uniform'."
         )
-    return embedding[jax.random.choice(key, population, (amount,), replace=False)].astype(jnp.float32)
+    return jnp.asarray(embed(jax.random.choice(key, population, (amount,), replace=False)), jnp.float32)
 
 
 def _trained(
