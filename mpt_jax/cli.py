@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 
 from mpt_jax import __version__, signals, usage
 from mpt_jax.checkpoint.folder import RunFolder
-from mpt_jax.config import Experiment, PipelineConfig, check_local, nearest, to_dict
+from mpt_jax.config import Experiment, PipelineConfig, SweepConfig, check_local, nearest, to_dict
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.gin_bindings import Parsed, parse, parse_cells
@@ -118,6 +118,8 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     ):
         if given and name not in users:
             raise UserError(f"{flag} is for {' and '.join(users)}, not for {name}.")
+    if name == "sweep" and arguments.topology and not arguments.dry_run:
+        raise UserError(f"sweep trains on this machine; --topology={arguments.topology} is for its --dry-run; give both or none.")
     return arguments
 
 
@@ -223,6 +225,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _pipeline(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
+    if parsed.binds(SweepConfig):
+        raise UserError(f"{arguments.gin_file[-1]} sets SweepConfig, whose axes pipeline would ignore; run it with sweep.")
     config = parsed.pipeline()
     from mpt_jax import distributed
     from mpt_jax.pipeline import check_study, run_pipeline
@@ -237,7 +241,10 @@ def _sweep(arguments: argparse.Namespace) -> None:
     """Every cell is resolved before anything is trained."""
     flags = {own: [f for f in arguments.bindings if f.startswith("SweepConfig.") == own] for own in (True, False)}
     arguments.bindings = flags[True]
-    config = _configuration(arguments).sweep()
+    parsed = _configuration(arguments)
+    if not parsed.binds(SweepConfig):
+        raise UserError(f"{arguments.gin_file[-1]} has no axes; set SweepConfig.axes, or run it with pipeline.")
+    config = parsed.sweep()
     try:
         read = list(parse_cells(config.axes, arguments.gin_file, flags[False], arguments.search_paths))
         studies = [cell.pipeline() for _, cell in read]
@@ -325,7 +332,7 @@ def _tasks(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     parsed = _configuration(arguments)
-    settings = parsed.provenance()
+    settings = parsed.provenance() | (parsed.provenance(SweepConfig) if parsed.binds(SweepConfig) else {})
     print(f"# {' + '.join([*parsed.files, *(f'--gin.{binding}' for binding in arguments.bindings)])}")
     print_settings(settings, sys.stdout, changed=arguments.changed)
 

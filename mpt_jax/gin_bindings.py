@@ -63,7 +63,11 @@ class Parsed:
     @property
     def root(self) -> type:
         """PipelineConfig where something is bound to it, else Experiment."""
-        return PipelineConfig if any(name == "PipelineConfig" for _, name, _ in self.bindings.fields) else Experiment
+        return PipelineConfig if self.binds(PipelineConfig) else Experiment
+
+    def binds(self, cls: type) -> bool:
+        """Whether something is bound to a class of the configuration."""
+        return any(name == cls.__name__ for _, name, _ in self.bindings.fields)
 
     def resolve(self, root: type | None = None) -> Resolved:
         """The filled and validated `root`, with the origin of each value."""

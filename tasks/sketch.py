@@ -269,14 +269,14 @@ class Sketch:
 
 
 TASKS = {
-    "entailment": Sketch(entailment, ("yes", "maybe", "no"), 33.3),
+    "entailment": Sketch(entailment, ("yes", "maybe", "no"), 33.33),
     "question_entailment": Sketch(question_entailment, ("yes", "no"), 50.0),
     "paraphrase": Sketch(paraphrase, ("yes", "no"), 50.0),
     "sentiment": Sketch(sentiment, ("good", "bad"), 50.0),
     "span_qa": Sketch(span_qa, ("",), 12.0),
     "cloze": Sketch(cloze, ("",), 25.0),
     "yesno": Sketch(yesno, ("yes", "no"), 50.0, train=2000),
-    "commitment": Sketch(commitment, ("yes", "maybe", "no"), 33.3, train=240),
+    "commitment": Sketch(commitment, ("yes", "maybe", "no"), 33.33, train=240),
     "adversarial_paraphrase": Sketch(adversarial_paraphrase, ("yes", "no"), 50.0, train=2000),
     "word_sense": Sketch(word_sense, ("yes", "no"), 50.0, train=2000),
 }

@@ -205,3 +205,9 @@ def test_cells_show_their_detail_only_on_the_page():
     table = page.Table("t", ("run",), ((page.Cell("open", detail="a < b"),),))
     assert "<details><summary>open</summary><pre>a &lt; b</pre></details>" in page.to_html("t", [table])
     assert "a < b" not in page.to_markdown("t", [table], "figures")
+
+
+def test_an_axis_matters_where_no_two_of_its_values_share_a_seed():
+    """As in an unfinished sweep, or along an axis of seeds."""
+    found = [r for r in records(("prompt_tuning",)) if r["seed"] == SEEDS[LENGTHS.index(r["cell"]["PROMPT_LENGTH"]) % len(SEEDS)]]
+    assert not any("whatever" in text for text in grid.grid_findings(found, "PROMPT_LENGTH"))

@@ -74,6 +74,21 @@ def test_a_wrong_value_is_named(folder, capsys, flags, words):
     assert all(word in line for word in words), line
 
 
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (["pipeline", "lengths_mini"], ["sets SweepConfig", "run it with sweep"]),
+        (["sweep", "demo"], ["no axes", "run it with pipeline"]),
+        (["sweep", "lengths_mini", "--topology=h100"], ["--topology=h100", "--dry-run"]),
+    ],
+)
+def test_a_study_of_the_other_kind_is_not_begun(tmp_path, capsys, call, words):
+    command, study, *flags = call
+    line = mistake(capsys, command, f"--gin_file=gin/studies/{study}.gin", f"--gin.MODEL_DIR={tmp_path}/new", *flags)
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_trained_is_called_by_its_name(folder, capsys):
     for method, words in (
         ("plain", f"prompts in {folder}/named/prompts.safetensors"),

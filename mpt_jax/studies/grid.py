@@ -141,13 +141,14 @@ def series_of(records: Records, x: str) -> dict[Series, list[Record]]:
 
 
 def _matters(records: Records, axis: str) -> bool:
-    """Whether runs that differ in nothing but the axis are different runs: cells that share a point have the same one."""
-    alike: dict[Any, set[Any]] = {}
+    """Whether the runs at one value of the axis are not those at another: cells that share points have the same ones."""
+    runs: dict[str, set[Any]] = {}
     for record in records:
-        rest = {name: value for name, value in record["cell"].items() if name != axis}
-        key = (json.dumps(rest, sort_keys=True), record["stage"], record["task"], record["k"], record["seed"])
-        alike.setdefault(key, set()).add((record.get("folder"), record.get("group"), record["score"]))
-    return any(len(runs) > 1 for runs in alike.values())
+        value = json.dumps(record["cell"].get(axis), sort_keys=True)
+        rest = json.dumps({name: other for name, other in record["cell"].items() if name != axis}, sort_keys=True)
+        what = (rest, record["stage"], record["task"], record["k"], record["seed"])
+        runs.setdefault(value, set()).add((*what, record.get("folder"), record.get("group"), record["score"]))
+    return len({frozenset(those) for those in runs.values()}) > 1
 
 
 def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ()) -> Figure:

@@ -329,6 +329,7 @@ def _alike(similarities: Result) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    yield "Prompts of one seed also share their start, and short trainings keep them near it: compare those of different seeds."
 
 
 def _draw(similarities: Result, path: Path) -> None:
