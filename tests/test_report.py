@@ -205,6 +205,15 @@ def test_classes_with_fewer_than_k_examples_are_told_once():
     assert "b has only" not in text
 
 
+def test_a_target_that_was_a_source_is_named():
+    def notes(rows: list[dict]) -> str:
+        return page.to_markdown("t", report.build(rows), "figures")
+
+    too = "a was a source, too: MPT and SPoT start from all training examples of it"
+    assert too in notes([*study(), record("prompt_tuning", "x_a", 0, 0, 81.0, stage="teachers")])
+    assert "source, too" not in notes(study())
+
+
 def test_the_top_says_what_was_run_on_what():
     config = {
         "backbone": {"checkpoint": "embedded:mini"},

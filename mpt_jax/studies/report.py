@@ -174,6 +174,7 @@ def _notes(records: Records, weak: bool) -> Iterator[str]:
         yield text
     yield from _chance_notes(targets, names, weak)
     yield from _scarcity(targets, names)
+    yield from _seen(records, names)
 
 
 def _test_sizes(targets: Records, names: Mapping[str, str]) -> str:
@@ -228,6 +229,16 @@ def _below(targets: Records, task: str) -> bool:
 
 def _generated(targets: Records) -> bool:
     return any(record.get("config", {}).get("decode", {}).get("method", "generate") == "generate" for record in targets)
+
+
+def _seen(records: Records, names: Mapping[str, str]) -> Iterator[str]:
+    """Which targets were sources, too, so that what starts from the sources has seen more of them than k says."""
+    sources = {record["task"] for record in records if record["stage"] in ("teachers", "source")}
+    both = [name for task, name in names.items() if task in sources]
+    started = [look(m).label for m in ("mpt", "spot") if results.select(results.targets_of(records), method=m)]
+    if both and started:
+        verb, these = ("was a source", "it") if len(both) == 1 else ("were sources", "them")
+        yield f"{listing(both)} {verb}, too: {listing(started)} start from all training examples of {these}, whatever k says."
 
 
 def _scarcity(targets: Records, names: Mapping[str, str]) -> Iterator[str]:
