@@ -10,6 +10,7 @@ what another call is at work on is left to it (`board.py`). MODEL_DIR afterwards
     points/ claims/ failures/   see `board.py`
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -142,6 +143,12 @@ def _name(point: Point) -> str:
     return f"{stage.run_ids[0]}{length}"
 
 
+def _together(studies: Sequence[PipelineConfig]) -> PipelineConfig:
+    """The first of the studies, whose points one job has, with the tasks of all of them."""
+    sources, targets = ([task for study in studies for task in getattr(study, field)] for field in ("sources", "targets"))
+    return dataclasses.replace(studies[0], sources=tuple(dict.fromkeys(sources)), targets=tuple(dict.fromkeys(targets)))
+
+
 class _Worker:
     """One call's way through the jobs."""
 
@@ -210,7 +217,7 @@ class _Worker:
         )
         label = f"[{len(self.finished) + 1}/{self.total}]"
         try:
-            lab = self._lab(first)
+            lab = self._lab(job)
             records = run_stage(lab, stage, label, self.say)
         except BadStepError as error:
             if len(job.points) == 1:
@@ -252,17 +259,15 @@ class _Worker:
     def _failures(self) -> dict[str, Failure]:
         return read_failures(self.folder, [point.key for job in self.jobs for point in job.points])
 
-    def _lab(self, point: Point) -> Lab:
-        """The point's backbone, vocabulary and caches; checked against the results that its cell has."""
-        cell = self.cells[point.cells[0]]
-        study = cell.study
+    def _lab(self, job: Job) -> Lab:
+        """The job's backbone, vocabulary and caches; checked against the results that its cells have."""
+        cells = {point.cells[0] for point in job.points}
+        study = _together([self.cells[number].study for number in sorted(cells)])
         base, shared = study.base, (study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples)
         key = repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *shared))
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
-            recorded = [
-                record for job in self.jobs for p in job.points if p.cells[0] == point.cells[0] for record in self._results(p)
-            ]
+            recorded = [record for job in self.jobs for p in job.points if p.cells[0] in cells for record in self._results(p)]
             self.lab = (key, Lab(study, {record["run_id"]: record for record in recorded}))
         return self.lab[1]
 

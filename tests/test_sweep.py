@@ -142,6 +142,28 @@ def test_what_starts_from_a_failed_source_fails_and_the_rest_is_done(folder):
     assert sum(error.startswith("What it starts from has failed") for error in errors) == 4
 
 
+def test_cells_with_different_targets_share_a_bank_and_each_is_scored_on_its_own(folder):
+    """Each run's score is that of the same sweep's cell alone."""
+    few = {"prompt_tuning": StageConfig(2, 4, study.PLAIN)}
+    axis = "PipelineConfig.targets"
+    cells = [
+        Cell({axis: targets}, study.pipeline(folder, "targets", k_shots=(2,), few_shot=few, targets=targets, seeds=(0,)))
+        for targets in (("tiny_mood",), ("tiny_animal", "tiny_mood"))
+    ]
+    report = run_sweep(dataclasses.replace(SWEEP, axes={axis: tuple(cell.axes[axis] for cell in cells)}), cells)
+    records = results.read(folder / "targets" / "results.jsonl")
+    assert [(record["cell"][axis], record["task"]) for record in records] == [
+        (["tiny_mood"], "tiny_mood"),
+        (["tiny_animal", "tiny_mood"], "tiny_mood"),
+        (["tiny_animal", "tiny_mood"], "tiny_animal"),
+    ]
+    assert len({record["folder"] for record in records}) == 1
+    alone = study.pipeline(folder, "target", k_shots=(2,), few_shot=few, targets=("tiny_animal",), seeds=(0,))
+    run_sweep(dataclasses.replace(SWEEP, axes={"one": (1,)}), [Cell({"one": 1}, alone)])
+    assert results.read(folder / "target" / "results.jsonl")[0]["score"] == records[2]["score"]
+    assert "tiny_animal" in report.with_suffix(".md").read_text()  # the mean over targets lacks one of them in a cell
+
+
 def gin_study(folder: Path, run: str) -> Path:
     """A gin file of the same sweep without MPT, in two banks, for calls of the command."""
     few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
