@@ -3,7 +3,7 @@
 gin supplies the grammar (`gin.config_parser`); what the statements mean is `resolve.py`'s, so there is no global state,
 no import of user code and nothing that is skipped. T5X's habits hold: later files and then flags win, macros are upper
 case, `%gin.REQUIRED` asks for a value. A file is read once, however often it is named, so that every file of `gin/` can
-include what it builds on and the order on the command line matters little.
+include what it builds on and the order on the command line matters little; but one on a sweep's axis has the last word.
 """
 
 import itertools
@@ -24,18 +24,27 @@ from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Reso
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
 GIN_FILE_AXIS = "gin_file"
+MODEL = ("BackboneConfig", "T5Config")  # the classes that say which model a run has
 _PACKAGE = Path(mpt_jax.__file__).parent
 
 
-def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> "Parsed":
-    """Reads `gin_files` in order and then `bindings` ("NAME=VALUE", what follows `--gin.`).
+def parse(
+    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = (), on_axis: str = ""
+) -> "Parsed":
+    """Reads `gin_files` in order, then `on_axis`, a value of the axis "gin_file", then `bindings` ("NAME=VALUE" of `--gin.`).
 
     A file is looked for as given, beside the file that includes it, in `search_paths`, and in this package's own `gin/`.
-    Raises `UserError` for a missing file, a syntax error or an unknown name, with file and line.
+    Raises `UserError` for a missing file, a syntax error or an unknown name, with file and line; for `on_axis`, where it was read
+    before, in part or whole, and the model is not the one that it describes.
     """
     reader = _Reader(search_paths)
     for name in gin_files:
         reader.read_file(name, "--gin_file")
+    if on_axis:
+        reader.read_file(on_axis, f"SweepConfig.axes['{GIN_FILE_AXIS}']", again=True)
+        alone = _Reader(search_paths)
+        alone.read_file(on_axis, "")
+        _check_model(on_axis, alone.bindings, reader.bindings)
     for text in bindings:
         reader.read_flag(text)
     return Parsed(reader.bindings, reader.files)
@@ -44,12 +53,30 @@ def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: 
 def parse_cells(
     axes: Mapping[str, Sequence[Any]], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, Any], "Parsed"]]:
-    """(values of the axes, what was read) of every combination: as if given by flags or, with "gin_file", by a further file."""
+    """(values of the axes, what was read) of every combination: as if given by flags or, with "gin_file", by a last file."""
     for values in itertools.product(*axes.values()):
         cell = dict(zip(axes, values, strict=True))
-        files = [*gin_files, *([cell[GIN_FILE_AXIS]] if GIN_FILE_AXIS in cell else [])]
         flags = [f"{name}={gin_literal(value)}" for name, value in cell.items() if name != GIN_FILE_AXIS]
-        yield cell, parse(files, [*bindings, *flags], search_paths)
+        yield cell, parse(gin_files, [*bindings, *flags], search_paths, cell.get(GIN_FILE_AXIS, ""))
+
+
+def _check_model(on_axis: str, alone: Bindings, cell: Bindings) -> None:
+    """UserError where a cell has another model than its file, which read alone has the bindings `alone`.
+
+    What that file includes and was read before is not read again, for it would undo what the study has set since (base.gin has
+    a default of everything). The model alone must be the file's, which the cell is called by.
+    """
+    fields = [(key, binding) for key, binding in alone.fields.items() if key[1] in MODEL]
+    macros = dict.fromkeys(binding.value.name for _, binding in fields if isinstance(binding.value, Macro))
+    pairs = [(f"{key[1]}.{key[2]}", binding, cell.fields[key]) for key, binding in fields]
+    pairs += [(name, alone.macros[name], cell.macros[name]) for name in macros if name in alone.macros]
+    for name, own, other in pairs:
+        if own.value != other.value and not (isinstance(own.value, Macro) and own.value.name in REQUIRED):
+            raise UserError(
+                f"SweepConfig.axes['{GIN_FILE_AXIS}'] has {on_axis}, which has {name} = {gin_literal(own.value)} from {own.origin}, "
+                f"but {other.origin} sets {gin_literal(other.value)} after that; leave one of these files out, or name on the axis "
+                "one that sets its whole model itself."
+            )
 
 
 class Parsed:
@@ -141,13 +168,15 @@ class _Reader:
         self._folders = [Path(path).expanduser() for path in search_paths] + [p for root in bundled for p in (root, root / "gin")]
         self._seen: set[Path] = set()
 
-    def read_file(self, name: str, asked_by: str, beside: Path | None = None) -> None:
+    def read_file(self, name: str, asked_by: str, beside: Path | None = None, again: bool = False) -> None:
+        """With `again` also a file that was read before; not what it includes."""
         path = self._find(name, asked_by, beside)
-        if path.resolve() in self._seen:
-            return
-        self._seen.add(path.resolve())
         shown = _shown(path)
-        self.files.append(shown)
+        if path.resolve() not in self._seen:
+            self._seen.add(path.resolve())
+            self.files.append(shown)
+        elif not again:
+            return
         try:
             with path.open(encoding="utf-8") as file:
                 self._read(file, shown, path.parent)
