@@ -6,11 +6,12 @@ case, `%gin.REQUIRED` asks for a value. A file is read once, however often it is
 include what it builds on and the order on the command line matters little; but one on a sweep's axis has the last word.
 """
 
+import dataclasses
 import itertools
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,7 +48,7 @@ def parse(
         _check_model(on_axis, alone.bindings, reader.bindings)
     for text in bindings:
         reader.read_flag(text)
-    return Parsed(reader.bindings, reader.files)
+    return Parsed(reader.bindings, reader.files, reader.find)
 
 
 def parse_cells(
@@ -73,18 +74,19 @@ def _check_model(on_axis: str, alone: Bindings, cell: Bindings) -> None:
     for name, own, other in pairs:
         if own.value != other.value and not (isinstance(own.value, Macro) and own.value.name in REQUIRED):
             raise UserError(
-                f"SweepConfig.axes['{GIN_FILE_AXIS}'] has {on_axis}, which has {name} = {gin_literal(own.value)} from {own.origin}, "
-                f"but {other.origin} sets {gin_literal(other.value)} after that; leave one of these files out, or name on the axis "
-                "one that sets its whole model itself."
+                f"SweepConfig.axes['{GIN_FILE_AXIS}'] has {on_axis}, which has {name} = {gin_literal(own.value)} from "
+                f"{own.origin}, but {other.origin} sets {gin_literal(other.value)} after that; leave one of these files out, or "
+                "name on the axis one that sets its whole model itself."
             )
 
 
 class Parsed:
     """All that was read. Each method raises `UserError` when a value is missing, wrong or without effect."""
 
-    def __init__(self, bindings: Bindings, files: list[str]) -> None:
+    def __init__(self, bindings: Bindings, files: list[str], find: Callable[[str, str, Path | None, str], Path]) -> None:
         self.bindings = bindings
         self.files = files
+        self._find = find  # what gin files are found by
         self._resolved: dict[type, Resolved] = {}
 
     @property
@@ -111,8 +113,15 @@ class Parsed:
         return config
 
     def sweep(self) -> SweepConfig:
+        """With the path of `published` as it was found: as a gin file is that the one which names it includes."""
         config: SweepConfig = self.resolve(SweepConfig).config
-        return config
+        if not config.published:
+            return config
+        origin = self.provenance(SweepConfig)["published"].origin.partition(" (")[0]
+        is_flag = origin.startswith("--gin.")
+        beside = None if is_flag else Path(origin.rpartition(":")[0]).parent
+        path = self._find(config.published, origin if is_flag else f"{origin}: SweepConfig.published", beside, ".json")
+        return dataclasses.replace(config, published=str(path))
 
     def pipeline(self) -> PipelineConfig:
         config: PipelineConfig = self.resolve(PipelineConfig).config
@@ -170,7 +179,7 @@ class _Reader:
 
     def read_file(self, name: str, asked_by: str, beside: Path | None = None, again: bool = False) -> None:
         """With `again` also a file that was read before; not what it includes."""
-        path = self._find(name, asked_by, beside)
+        path = self.find(name, asked_by, beside)
         shown = _shown(path)
         if path.resolve() not in self._seen:
             self._seen.add(path.resolve())
@@ -224,15 +233,16 @@ class _Reader:
         else:
             self.bindings.bind_macro(f"{scope}/{name}" if scope else name, value, origin)
 
-    def _find(self, name: str, asked_by: str, beside: Path | None) -> Path:
+    def find(self, name: str, asked_by: str, beside: Path | None, ending: str = ".gin") -> Path:
+        """A gin file, or one of another ending that it names. Raises `UserError` where it is nowhere."""
         given = Path(name).expanduser()
         for folder in (Path(), *([beside] if beside else []), *self._folders):
             if (folder / given).is_file():
                 return folder / given
         folders = list(dict.fromkeys((Path.cwd(), *([beside] if beside else []), *self._folders)))
-        known = [_shown(file) for folder in self._folders if folder.name == "gin" for file in folder.rglob("*.gin")]
+        known = [_shown(file) for folder in self._folders if folder.name == "gin" for file in folder.rglob(f"*{ending}")]
         hint = nearest(name, known) or f" Looked in {', '.join(map(str, folders))}."
-        raise UserError(f"{asked_by}: there is no gin file '{name}'.{hint}")
+        raise UserError(f"{asked_by}: there is no {ending[1:]} file '{name}'.{hint}")
 
 
 def _parser(source: TextIO | str) -> config_parser.ConfigParser:

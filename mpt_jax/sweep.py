@@ -3,7 +3,7 @@
 `run_sweep` plans the jobs (`jobs.py`), and goes through them until every point is done or has failed: what is done is left out,
 what another call is at work on is left to it (`board.py`). MODEL_DIR afterwards holds
 
-    results.jsonl               one line per run and cell, with "cell", the axes' values
+    results.jsonl               one line per run and cell, with "cell", the axes' values; the first also with "sweep"
     report.html, report.md      and figures/*.png
     cells/<n>/config.gin        the study of each cell, for `pipeline` and `show`
     runs/<job>/                 what `train.py` describes, and the job's config.gin
@@ -29,12 +29,14 @@ from mpt_jax.config import PipelineConfig, SweepConfig
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
+from mpt_jax.gin_text import gin_literal
 from mpt_jax.jobs import Job, Point, plan_jobs, spread_of_lengths, steps_of
 from mpt_jax.monitor import BadStepError
 from mpt_jax.pipeline import Lab, duration, run_stage
 from mpt_jax.studies import results
 from mpt_jax.studies.grid import grid_findings
-from mpt_jax.studies.report import AXES_FILE, write_report
+from mpt_jax.studies.published import Drawing, read_published
+from mpt_jax.studies.report import write_report
 from mpt_jax.studies.results import Record
 from mpt_jax.studies.wording import counted
 
@@ -60,13 +62,12 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
         UserError: a mistake in the configuration (told before anything is trained); points that have failed, after all others are
             done; a folder with something else in it.
     """
-    folder = check_sweep(cells)
+    folder, drawing = check_sweep(cfg, cells)
     jobs = plan_jobs([cell.study for cell in cells])
     check_data(cells)
     with Board(folder, cfg.claim_timeout) as board:
-        write_text(folder / AXES_FILE, json.dumps({"x": cfg.x, "published": cfg.published}, indent=1) + "\n")
-        failed = _Worker(cells, jobs, board, folder).work()
-    if not write_results(folder, jobs, cells):
+        failed = _Worker(cells, jobs, board, folder, drawing).work()
+    if not write_results(folder, jobs, cells, drawing):
         raise UserError(f"No point of the sweep was done; {_why(failed, jobs, folder)}")
     report = write_report(folder)
     for sentence in grid_findings(results.read(folder / results.RESULTS_FILE), cfg.x):
@@ -76,11 +77,11 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     return report
 
 
-def check_sweep(cells: Sequence[Cell]) -> Path:
-    """MODEL_DIR of all cells.
+def check_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> tuple[Path, Drawing]:
+    """MODEL_DIR of all cells, and how they will be drawn.
 
     Raises:
-        UserError: cells with several folders; a folder that holds a single run or a study.
+        UserError: cells with several folders; a folder that holds a single run or a study; no file of published curves.
     """
     folders = {cell.study.base.train.model_dir for cell in cells}
     if len(folders) > 1:
@@ -91,7 +92,7 @@ def check_sweep(cells: Sequence[Cell]) -> Path:
         raise UserError(
             f"MODEL_DIR {folder} holds {'a single run' if run.has_progress() else 'a study'}, not a sweep; give another."
         )
-    return folder
+    return folder, Drawing(cfg.x, cfg.axes, read_published(cfg.published) if cfg.published else ())
 
 
 def check_data(cells: Sequence[Cell]) -> None:
@@ -106,11 +107,16 @@ def check_data(cells: Sequence[Cell]) -> None:
         study_data.check_data(study, load_vocabulary(find_vocabulary(study.base.backbone)))
 
 
-def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> int:
-    """Writes `results.jsonl` of what is done so far, and returns how many lines it has."""
+def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], drawing: Drawing) -> int:
+    """Writes `results.jsonl` of what is done so far, its first line with the drawing; returns how many lines it has.
+
+    In one file, for another sweep in the same folder writes its own.
+    """
     collected = collect_results(folder, jobs, cells)
     if collected:
-        write_text(folder / results.RESULTS_FILE, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in collected))
+        collected[0] = {**collected[0], "sweep": dataclasses.asdict(drawing)}
+        lines = [json.dumps(record, ensure_ascii=False, default=gin_literal) + "\n" for record in collected]  # of an axis: @a/B()
+        write_text(folder / results.RESULTS_FILE, "".join(lines))
     return len(collected)
 
 
@@ -152,8 +158,8 @@ def _together(studies: Sequence[PipelineConfig]) -> PipelineConfig:
 class _Worker:
     """One call's way through the jobs."""
 
-    def __init__(self, cells: Sequence[Cell], jobs: Sequence[Job], board: Board, folder: Path):
-        self.cells, self.jobs, self.board, self.folder = cells, jobs, board, folder
+    def __init__(self, cells: Sequence[Cell], jobs: Sequence[Job], board: Board, folder: Path, drawing: Drawing):
+        self.cells, self.jobs, self.board, self.folder, self.drawing = cells, jobs, board, folder, drawing
         self.total = sum(len(job.points) for job in jobs)
         self.failed: dict[str, str] = {}  # in this call
         self.finished: set[str] = set()  # by any call, as far as known
@@ -239,7 +245,7 @@ class _Worker:
             self.board.finish(point.key, [record for (run, _), record in both if stage.is_source or run == n])
             self.finished.add(point.key)
         self.cost_done += stage.cost({})
-        write_results(self.folder, self.jobs, self.cells)  # `report` shows it
+        write_results(self.folder, self.jobs, self.cells, self.drawing)  # `report` shows it
 
     def _fail(self, point: Point, error: str) -> None:
         self.failed[point.key] = error

@@ -227,6 +227,57 @@ def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     assert describe([cell], folder / "cost", "").count("\n") > 5
 
 
+CURVES = [{"label": "Theirs", "source": "A paper", "x": [2, 4], "y": [40, 60]}]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_published_curves_are_read_before_anything_is_trained(folder, capsys, more):
+    """Beside the gin file that names them, from whatever folder the command is called."""
+    gin = gin_study(folder, "published")
+    given = [f"--gin_file={gin}", *more]
+    assert cli.main(["sweep", *given, "--gin.SweepConfig.published=gin/studies/published/superglue_by_siz.json"]) == 2
+    error = capsys.readouterr().err
+    assert "--gin.SweepConfig.published: there is no json file" in error and "superglue_by_size.json" in error
+    gin.write_text(gin.read_text() + "SweepConfig.published = 'theirs.json'\n")
+    (folder / "theirs.json").write_text(json.dumps([CURVES[0] | {"y": [40]}]))
+    assert cli.main(["sweep", *given]) == 2
+    assert "theirs.json, which is no list of" in capsys.readouterr().err
+    assert not (folder / "published").exists()
+    if more:
+        (folder / "theirs.json").write_text(json.dumps(CURVES))
+        assert cli.main(["sweep", *given]) == 0
+
+
+def test_a_report_needs_no_other_file_than_its_results(folder, finished, tmp_path, monkeypatch):
+    """It is moved, read from elsewhere, and its file of published curves is gone."""
+    path = folder / "gone.json"
+    path.write_text(json.dumps(CURVES))
+    config = dataclasses.replace(SWEEP, x="PROMPT_LENGTH", published=str(path))
+    run_sweep(config, cells_of(folder, "whole"))
+    path.unlink()
+    shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "--model_dir=moved"]) == 0
+    assert "Dashed: Theirs (A paper)." in (tmp_path / "moved" / "report.md").read_text()
+    run_sweep(SWEEP, cells_of(folder, "whole"))
+
+
+def test_the_results_say_all_values_of_the_axes(finished):
+    """Those of cells without results, too, which an unfinished sweep's picture has ticks for."""
+    (first, *rest) = results.read(finished / "results.jsonl")
+    assert first["sweep"]["axes"] == {"PROMPT_LENGTH": list(LENGTHS)} and not any("sweep" in record for record in rest)
+
+
+def test_cells_of_a_larger_grid_do_not_stay(folder, finished):
+    gin = gin_study(folder, "smaller")
+    for number in ("000", "002", "017", "notes"):
+        (folder / "smaller" / "cells" / number).mkdir(parents=True)
+    for kind in ("points", "runs"):
+        shutil.copytree(finished / kind, folder / "smaller" / kind)
+    assert cli.main(["sweep", f"--gin_file={gin}"]) == 0
+    assert sorted(path.name for path in (folder / "smaller" / "cells").iterdir()) == ["000", "001", "notes"]
+
+
 @pytest.mark.parametrize(
     ("axes", "sentence"),
     [
