@@ -213,7 +213,29 @@ class _Worker:
         return True
 
     def _do(self, job: Job) -> None:
-        """Train and score points that this call has claimed. One that fails does not stop the rest."""
+        """Train and score points that this call has claimed. One that fails does not stop the rest.
+
+        What fails it is in its configuration, its data or the machine; any other error is a bug, and ends the call.
+        """
+        try:
+            self._train(job)
+        except BadStepError as error:
+            if len(job.points) == 1:
+                self._fail(job.points[0], str(error))
+                return
+            self.say(f"{error.what} The points of this bank are trained one by one.")
+            for point in job.points:
+                self._do(Job((point,)))
+        except (UserError, jax.errors.JaxRuntimeError, MemoryError, OSError) as error:
+            left = [point for point in job.points if point.key not in self.finished]
+            if not left:
+                raise
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            for point in left:
+                self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
+
+    def _train(self, job: Job) -> None:
         stage, first = job.stage(), job.points[0]
         runs = f"{len(job.points)} prompts side by side, " if len(job.points) > 1 else ""
         tokens = spread_of_lengths(job)
@@ -221,24 +243,7 @@ class _Worker:
             f"{len(self.finished)} of {self.total} points done, {duration(time.perf_counter() - self.began)} gone{self._to_go()}"
             f": {stage.title}; {runs}{f'{tokens}, ' if tokens else ''}{steps_of(job)} steps"
         )
-        label = f"[{len(self.finished) + 1}/{self.total}]"
-        try:
-            lab = self._lab(job)
-            records = run_stage(lab, stage, label, self.say)
-        except BadStepError as error:
-            if len(job.points) == 1:
-                self._fail(first, str(error))
-                return
-            self.say(f"{label} {error.what} Its points are trained one by one.")
-            for point in job.points:
-                self._do(Job((point,)))
-            return
-        except (UserError, jax.errors.JaxRuntimeError, ArithmeticError, ValueError, TypeError, LookupError) as error:
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            for point in job.points:
-                self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
-            return
+        records = run_stage(self._lab(job), stage, f"[{len(self.finished) + 1}/{self.total}]", self.say)
         pipeline.drop_weights(self.cells[first.cells[0]].study, stage)
         both = list(zip(stage.scored, records, strict=True))
         for n, point in enumerate(job.points):
@@ -249,8 +254,11 @@ class _Worker:
 
     def _fail(self, point: Point, error: str) -> None:
         self.failed[point.key] = error
-        self.board.fail(point.key, _name(point), error)
         self.say(f"failed: {_name(point)}: {error}")
+        try:
+            self.board.fail(point.key, _name(point), error)
+        except OSError as unwritten:  # a full disk: this call's last sentence says it all the same
+            self.say(f"That cannot be written to {self.folder / 'failures'}: {unwritten.strerror}.")
 
     def _wait(self) -> None:
         """For others, who have claimed what is left or what it starts from."""

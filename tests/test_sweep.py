@@ -20,6 +20,7 @@ from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
 from mpt_jax.gin_text import config_text
+from mpt_jax.jobs import plan_jobs
 from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
@@ -142,6 +143,34 @@ def test_what_starts_from_a_failed_source_fails_and_the_rest_is_done(folder):
     assert sum(error.startswith("What it starts from has failed") for error in errors) == 4
 
 
+def one_run_cells(folder: Path, run: str, targets=("tiny_mood",)) -> list[Cell]:
+    """Two cells of other learning rates, in a bank each."""
+    cells = []
+    for rate in (0.1, 0.3):
+        few = {"prompt_tuning": StageConfig(1, 4, ((".*", rate),))}
+        config = study.pipeline(folder, run, k_shots=(2,), few_shot=few, targets=targets, seeds=(0,), bank_size=1)
+        cells.append(Cell({"rate": rate}, config))
+    return cells
+
+
+def test_a_file_that_cannot_be_written_fails_its_point_and_the_rest_is_done(folder):
+    cells = one_run_cells(folder, "unwritable")
+    job, _ = plan_jobs([cell.study for cell in cells])
+    (job.stage().folder / "config.gin").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"1 of 2 points failed; the first, .*: .*config.gin"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), cells)
+    assert [record["cell"] for record in results.read(folder / "unwritable" / "results.jsonl")] == [{"rate": 0.3}]
+    assert list((folder / "unwritable" / "claims").iterdir()) == []
+
+
+def test_a_bug_ends_the_call_and_gives_its_claims_back(folder):
+    """Here one in the metric of a task: it is no failed point, which would look like a matter of the point."""
+    with pytest.raises(TypeError, match="a bug in a metric"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), one_run_cells(folder, "buggy", ("tiny_bug",)))
+    for name in ("claims", "failures", "points"):
+        assert list((folder / "buggy" / name).iterdir()) == []
+
+
 def test_cells_with_different_targets_share_a_bank_and_each_is_scored_on_its_own(folder):
     """Each run's score is that of the same sweep's cell alone."""
     few = {"prompt_tuning": StageConfig(2, 4, study.PLAIN)}
@@ -215,8 +244,6 @@ def test_dry_run_names_points_jobs_and_cost_and_trains_nothing(folder, capsys):
 def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     """Two prompts of equal length cost twice what one does, and steps multiply."""
     (cell,) = cells_of(folder, "cost", lengths=(4,))
-    from mpt_jax.jobs import plan_jobs
-
     (bank,) = [
         job
         for job in plan_jobs([cell.study])
