@@ -8,6 +8,7 @@ A claim is made by creating its file, which of several jobs only one can do. The
 once where its process was of this machine, else after `timeout` seconds without a sign of life, by the file system's own clock.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -95,11 +96,7 @@ class Board:
 
     def _owner(self, key: str) -> dict[str, Any]:
         """Who has claimed the point; {} if nobody, or in the moment between a claim's making and its writing."""
-        try:
-            owner = json.loads(self._claim(key).read_text())
-        except (OSError, ValueError):
-            return {}
-        return owner if isinstance(owner, dict) else {}
+        return _read_object(self._claim(key))
 
     def _create(self, key: str) -> bool:
         try:
@@ -120,8 +117,7 @@ class Board:
             self._claim(key).rename(aside)
         except FileNotFoundError:
             return self._create(key)
-        moved = json.loads(aside.read_text() or "{}")
-        if moved.get("token") != owner.get("token"):  # another has taken it over in between: give it back
+        if _read_object(aside).get("token") != owner.get("token"):  # another has taken it over in between: give it back
             aside.rename(self._claim(key))
             return False
         aside.unlink()
@@ -181,9 +177,19 @@ def read_failures(folder: Path, keys: Iterable[str]) -> dict[str, Failure]:
     found = {}
     for key in keys:
         path = folder / "failures" / f"{key}.json"
-        if path.is_file():
-            found[key] = Failure(str(json.loads(path.read_text())["error"]), path.stat().st_mtime_ns)
+        with contextlib.suppress(FileNotFoundError):  # none, or another call has done the point in this moment
+            stamp = path.stat().st_mtime_ns
+            found[key] = Failure(str(_read_object(path).get("error", f"{path} does not say why.")), stamp)
     return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none, whole, or it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _point(folder: Path, key: str) -> Path:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -260,7 +261,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     cells = [Cell(axes, study) for (axes, _), study in zip(read, studies, strict=True)]
     distributed.refuse(cells[0].study.base.distributed, "sweep")
-    folder = check_sweep(cells)
+    folder, _ = check_sweep(config, cells)
     if arguments.dry_run:
         from mpt_jax.sweep_cost import describe
 
@@ -268,6 +269,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
         return
     for number, (_, cell) in enumerate(read):
         write_config(cell.config_gin(PipelineConfig), cells[number].study, str(folder / "cells" / f"{number:03d}"))
+    for old in (folder / "cells").iterdir():  # of a larger grid that was here before
+        if old.name.isdecimal() and int(old.name) >= len(cells):
+            shutil.rmtree(old, ignore_errors=True)
     _say_where_the_report_is(run_sweep(config, cells))
 
 

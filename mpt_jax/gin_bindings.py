@@ -3,14 +3,15 @@
 gin supplies the grammar (`gin.config_parser`); what the statements mean is `resolve.py`'s, so there is no global state,
 no import of user code and nothing that is skipped. T5X's habits hold: later files and then flags win, macros are upper
 case, `%gin.REQUIRED` asks for a value. A file is read once, however often it is named, so that every file of `gin/` can
-include what it builds on and the order on the command line matters little.
+include what it builds on and the order on the command line matters little; but one on a sweep's axis has the last word.
 """
 
+import dataclasses
 import itertools
 import os
 import re
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,40 +25,68 @@ from mpt_jax.resolve import CLASSES, DEFAULT, REQUIRED, Bindings, Instance, Reso
 
 _FLAG_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*(\.[A-Za-z_]\w*)?")
 GIN_FILE_AXIS = "gin_file"
+MODEL = ("BackboneConfig", "T5Config")  # the classes that say which model a run has
 _PACKAGE = Path(mpt_jax.__file__).parent
 
 
-def parse(gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> "Parsed":
-    """Reads `gin_files` in order and then `bindings` ("NAME=VALUE", what follows `--gin.`).
+def parse(
+    gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = (), on_axis: str = ""
+) -> "Parsed":
+    """Reads `gin_files` in order, then `on_axis`, a value of the axis "gin_file", then `bindings` ("NAME=VALUE" of `--gin.`).
 
     A file is looked for as given, beside the file that includes it, in `search_paths`, and in this package's own `gin/`.
-    Raises `UserError` for a missing file, a syntax error or an unknown name, with file and line.
+    Raises `UserError` for a missing file, a syntax error or an unknown name, with file and line; for `on_axis`, where it was read
+    before, in part or whole, and the model is not the one that it describes.
     """
     reader = _Reader(search_paths)
     for name in gin_files:
         reader.read_file(name, "--gin_file")
+    if on_axis:
+        reader.read_file(on_axis, f"SweepConfig.axes['{GIN_FILE_AXIS}']", again=True)
+        alone = _Reader(search_paths)
+        alone.read_file(on_axis, "")
+        _check_model(on_axis, alone.bindings, reader.bindings)
     for text in bindings:
         reader.read_flag(text)
-    return Parsed(reader.bindings, reader.files)
+    return Parsed(reader.bindings, reader.files, reader.find)
 
 
 def parse_cells(
     axes: Mapping[str, Sequence[Any]], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, Any], "Parsed"]]:
-    """(values of the axes, what was read) of every combination: as if given by flags or, with "gin_file", by a further file."""
+    """(values of the axes, what was read) of every combination: as if given by flags or, with "gin_file", by a last file."""
     for values in itertools.product(*axes.values()):
         cell = dict(zip(axes, values, strict=True))
-        files = [*gin_files, *([cell[GIN_FILE_AXIS]] if GIN_FILE_AXIS in cell else [])]
         flags = [f"{name}={gin_literal(value)}" for name, value in cell.items() if name != GIN_FILE_AXIS]
-        yield cell, parse(files, [*bindings, *flags], search_paths)
+        yield cell, parse(gin_files, [*bindings, *flags], search_paths, cell.get(GIN_FILE_AXIS, ""))
+
+
+def _check_model(on_axis: str, alone: Bindings, cell: Bindings) -> None:
+    """UserError where a cell has another model than its file, which read alone has the bindings `alone`.
+
+    What that file includes and was read before is not read again, for it would undo what the study has set since (base.gin has
+    a default of everything). The model alone must be the file's, which the cell is called by.
+    """
+    fields = [(key, binding) for key, binding in alone.fields.items() if key[1] in MODEL]
+    macros = dict.fromkeys(binding.value.name for _, binding in fields if isinstance(binding.value, Macro))
+    pairs = [(f"{key[1]}.{key[2]}", binding, cell.fields[key]) for key, binding in fields]
+    pairs += [(name, alone.macros[name], cell.macros[name]) for name in macros if name in alone.macros]
+    for name, own, other in pairs:
+        if own.value != other.value and not (isinstance(own.value, Macro) and own.value.name in REQUIRED):
+            raise UserError(
+                f"SweepConfig.axes['{GIN_FILE_AXIS}'] has {on_axis}, which has {name} = {gin_literal(own.value)} from "
+                f"{own.origin}, but {other.origin} sets {gin_literal(other.value)} after that; leave one of these files out, or "
+                "name on the axis one that sets its whole model itself."
+            )
 
 
 class Parsed:
     """All that was read. Each method raises `UserError` when a value is missing, wrong or without effect."""
 
-    def __init__(self, bindings: Bindings, files: list[str]) -> None:
+    def __init__(self, bindings: Bindings, files: list[str], find: Callable[[str, str, Path | None, str], Path]) -> None:
         self.bindings = bindings
         self.files = files
+        self._find = find  # what gin files are found by
         self._resolved: dict[type, Resolved] = {}
 
     @property
@@ -88,8 +117,15 @@ class Parsed:
         return config
 
     def sweep(self) -> SweepConfig:
+        """With the path of `published` as it was found: as a gin file is that the one which names it includes."""
         config: SweepConfig = self.resolve(SweepConfig).config
-        return config
+        if not config.published:
+            return config
+        origin = self.provenance(SweepConfig)["published"].origin.partition(" (")[0]
+        is_flag = origin.startswith("--gin.")
+        beside = None if is_flag else Path(origin.rpartition(":")[0]).parent
+        path = self._find(config.published, origin if is_flag else f"{origin}: SweepConfig.published", beside, ".json")
+        return dataclasses.replace(config, published=str(path))
 
     def pipeline(self) -> PipelineConfig:
         config: PipelineConfig = self.resolve(PipelineConfig).config
@@ -145,13 +181,15 @@ class _Reader:
         self._folders = [Path(path).expanduser() for path in search_paths] + [p for root in bundled for p in (root, root / "gin")]
         self._seen: set[Path] = set()
 
-    def read_file(self, name: str, asked_by: str, beside: Path | None = None) -> None:
-        path = self._find(name, asked_by, beside)
-        if path.resolve() in self._seen:
-            return
-        self._seen.add(path.resolve())
+    def read_file(self, name: str, asked_by: str, beside: Path | None = None, again: bool = False) -> None:
+        """With `again` also a file that was read before; not what it includes."""
+        path = self.find(name, asked_by, beside)
         shown = _shown(path)
-        self.files.append(shown)
+        if path.resolve() not in self._seen:
+            self._seen.add(path.resolve())
+            self.files.append(shown)
+        elif not again:
+            return
         try:
             with path.open(encoding="utf-8") as file:
                 self._read(file, shown, path.parent)
@@ -199,15 +237,16 @@ class _Reader:
         else:
             self.bindings.bind_macro(f"{scope}/{name}" if scope else name, value, origin)
 
-    def _find(self, name: str, asked_by: str, beside: Path | None) -> Path:
+    def find(self, name: str, asked_by: str, beside: Path | None, ending: str = ".gin") -> Path:
+        """A gin file, or one of another ending that it names. Raises `UserError` where it is nowhere."""
         given = Path(name).expanduser()
         for folder in (Path(), *([beside] if beside else []), *self._folders):
             if (folder / given).is_file():
                 return folder / given
         folders = list(dict.fromkeys((Path.cwd(), *([beside] if beside else []), *self._folders)))
-        known = [_shown(file) for folder in self._folders if folder.name == "gin" for file in folder.rglob("*.gin")]
+        known = [_shown(file) for folder in self._folders if folder.name == "gin" for file in folder.rglob(f"*{ending}")]
         hint = nearest(name, known) or f" Looked in {', '.join(map(str, folders))}."
-        raise UserError(f"{asked_by}: there is no gin file '{name}'.{hint}")
+        raise UserError(f"{asked_by}: there is no {ending[1:]} file '{name}'.{hint}")
 
 
 def _parser(source: TextIO | str) -> config_parser.ConfigParser:

@@ -192,6 +192,8 @@ def _transfer(cfg: PipelineConfig) -> Transfer:
     retrieval = dataclasses.replace(cfg.retrieval, top=cfg.retrieval.top or len(cfg.sources))
     if (retrieval.use, retrieval.top) == ("average", 1):  # the mean of one prompt
         retrieval = dataclasses.replace(retrieval, use="best")
+    if retrieval.by != "loss":  # which takes no examples so
+        retrieval = dataclasses.replace(retrieval, max_examples=RetrievalConfig().max_examples)
     stages = {name: retrieval.stages[name] for name in retrieval.trainings}
     fresh = dataclasses.replace(cfg.base.prompt, method="plain")
     return Transfer(dataclasses.replace(retrieval, stages=stages), fresh, cfg.sources)

@@ -1,13 +1,14 @@
 """Whether a study can be planned at all, from its configuration alone; and which of its stages its methods need."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from mpt_jax.config import PipelineConfig, nearest
+from mpt_jax.config import PipelineConfig, StageConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.studies.results import METHODS
 
 SOURCE_SAMPLING = ("mpt", "proportional")
 MEASURES = ("loss", "average_token", "per_token")  # of RetrievalConfig.by
+GIVEN = ("file", "text")  # of PromptConfig.init: a prompt that is no random start
 USES = ("best", "average", "mixture")  # of RetrievalConfig.use
 
 
@@ -55,8 +56,35 @@ def check(cfg: PipelineConfig) -> None:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         _check_retrieval(cfg)
+    _check_stages(cfg)
     for target, tasks in cfg.zero_shot.items():
         _check_zero_shot(cfg, target, tasks)
+
+
+def _check_stages(cfg: PipelineConfig) -> None:
+    for where, settings, may_be_untrained in _stages(cfg):
+        if not settings.rules:
+            raise UserError(f'StageConfig.rules of {where} is empty; give a rate for each parameter, such as ((".*", 0.3),).')
+        if settings.steps < 0 or (settings.steps == 0 and not may_be_untrained):
+            why = "must not be negative" if settings.steps else "is 0, so that its prompts would stay untrained"
+            raise UserError(f"StageConfig.steps of {where} {why}; give the number of steps.")
+
+
+def _stages(cfg: PipelineConfig) -> Iterator[tuple[str, StageConfig, bool]]:
+    """(field, its value, whether it may have no steps) of every stage that the study needs.
+
+    Without steps MPT and SPoT score what they transfer, model tuning the backbone as it is, prompt tuning a prompt that is given.
+    """
+    if needs_teachers(cfg):
+        yield "PipelineConfig.teacher", cfg.teacher, False
+    if needs_source(cfg):
+        yield "PipelineConfig.source", cfg.source, False
+    for field in dict.fromkeys("few_shot" if k else "full_data" for k in cfg.k_shots):
+        for method, settings in getattr(cfg, field).items():
+            yield f"PipelineConfig.{field}['{method}']", settings, method != "prompt_tuning" or cfg.base.prompt.init in GIVEN
+    if any(uses(cfg, "spot", k) for k in cfg.k_shots):
+        for name in cfg.retrieval.trainings:
+            yield f"RetrievalConfig.stages['{name}']", cfg.retrieval.stages[name], False
 
 
 def _check_retrieval(cfg: PipelineConfig) -> None:
@@ -64,6 +92,8 @@ def _check_retrieval(cfg: PipelineConfig) -> None:
     for field, known in (("by", MEASURES), ("use", USES)):
         if (value := getattr(retrieval, field)) not in known:
             raise UserError(f"RetrievalConfig.{field} must be one of {', '.join(known)}, not '{value}'.{nearest(value, known)}")
+    if retrieval.max_examples < 0:
+        raise UserError(f"RetrievalConfig.max_examples must not be negative (0 = all), not {retrieval.max_examples}.")
     count = len(cfg.sources)
     if not 0 <= retrieval.top <= count:
         raise UserError(

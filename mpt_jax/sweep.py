@@ -3,13 +3,14 @@
 `run_sweep` plans the jobs (`jobs.py`), and goes through them until every point is done or has failed: what is done is left out,
 what another call is at work on is left to it (`board.py`). MODEL_DIR afterwards holds
 
-    results.jsonl               one line per run and cell, with "cell", the axes' values
+    results.jsonl               one line per run and cell, with "cell", the axes' values; the first also with "sweep"
     report.html, report.md      and figures/*.png
     cells/<n>/config.gin        the study of each cell, for `pipeline` and `show`
     runs/<job>/                 what `train.py` describes, and the job's config.gin
     points/ claims/ failures/   see `board.py`
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -28,12 +29,14 @@ from mpt_jax.config import PipelineConfig, SweepConfig
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
+from mpt_jax.gin_text import gin_literal
 from mpt_jax.jobs import Job, Point, plan_jobs, spread_of_lengths, steps_of
 from mpt_jax.monitor import BadStepError
 from mpt_jax.pipeline import Lab, duration, run_stage
 from mpt_jax.studies import results
 from mpt_jax.studies.grid import grid_findings
-from mpt_jax.studies.report import AXES_FILE, write_report
+from mpt_jax.studies.published import Drawing, read_published
+from mpt_jax.studies.report import write_report
 from mpt_jax.studies.results import Record
 from mpt_jax.studies.wording import counted
 
@@ -59,13 +62,12 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
         UserError: a mistake in the configuration (told before anything is trained); points that have failed, after all others are
             done; a folder with something else in it.
     """
-    folder = check_sweep(cells)
+    folder, drawing = check_sweep(cfg, cells)
     jobs = plan_jobs([cell.study for cell in cells])
     check_data(cells)
     with Board(folder, cfg.claim_timeout) as board:
-        write_text(folder / AXES_FILE, json.dumps({"x": cfg.x, "published": cfg.published}, indent=1) + "\n")
-        failed = _Worker(cells, jobs, board, folder).work()
-    if not write_results(folder, jobs, cells):
+        failed = _Worker(cells, jobs, board, folder, drawing).work()
+    if not write_results(folder, jobs, cells, drawing):
         raise UserError(f"No point of the sweep was done; {_why(failed, jobs, folder)}")
     report = write_report(folder)
     for sentence in grid_findings(results.read(folder / results.RESULTS_FILE), cfg.x):
@@ -75,11 +77,11 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     return report
 
 
-def check_sweep(cells: Sequence[Cell]) -> Path:
-    """MODEL_DIR of all cells.
+def check_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> tuple[Path, Drawing]:
+    """MODEL_DIR of all cells, and how they will be drawn.
 
     Raises:
-        UserError: cells with several folders; a folder that holds a single run or a study.
+        UserError: cells with several folders; a folder that holds a single run or a study; no file of published curves.
     """
     folders = {cell.study.base.train.model_dir for cell in cells}
     if len(folders) > 1:
@@ -90,7 +92,7 @@ def check_sweep(cells: Sequence[Cell]) -> Path:
         raise UserError(
             f"MODEL_DIR {folder} holds {'a single run' if run.has_progress() else 'a study'}, not a sweep; give another."
         )
-    return folder
+    return folder, Drawing(cfg.x, cfg.axes, read_published(cfg.published) if cfg.published else ())
 
 
 def check_data(cells: Sequence[Cell]) -> None:
@@ -105,11 +107,16 @@ def check_data(cells: Sequence[Cell]) -> None:
         study_data.check_data(study, load_vocabulary(find_vocabulary(study.base.backbone)))
 
 
-def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> int:
-    """Writes `results.jsonl` of what is done so far, and returns how many lines it has."""
+def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], drawing: Drawing) -> int:
+    """Writes `results.jsonl` of what is done so far, its first line with the drawing; returns how many lines it has.
+
+    In one file, for another sweep in the same folder writes its own.
+    """
     collected = collect_results(folder, jobs, cells)
     if collected:
-        write_text(folder / results.RESULTS_FILE, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in collected))
+        collected[0] = {**collected[0], "sweep": dataclasses.asdict(drawing)}
+        lines = [json.dumps(record, ensure_ascii=False, default=gin_literal) + "\n" for record in collected]  # of an axis: @a/B()
+        write_text(folder / results.RESULTS_FILE, "".join(lines))
     return len(collected)
 
 
@@ -142,11 +149,17 @@ def _name(point: Point) -> str:
     return f"{stage.run_ids[0]}{length}"
 
 
+def _together(studies: Sequence[PipelineConfig]) -> PipelineConfig:
+    """The first of the studies, whose points one job has, with the tasks of all of them."""
+    sources, targets = ([task for study in studies for task in getattr(study, field)] for field in ("sources", "targets"))
+    return dataclasses.replace(studies[0], sources=tuple(dict.fromkeys(sources)), targets=tuple(dict.fromkeys(targets)))
+
+
 class _Worker:
     """One call's way through the jobs."""
 
-    def __init__(self, cells: Sequence[Cell], jobs: Sequence[Job], board: Board, folder: Path):
-        self.cells, self.jobs, self.board, self.folder = cells, jobs, board, folder
+    def __init__(self, cells: Sequence[Cell], jobs: Sequence[Job], board: Board, folder: Path, drawing: Drawing):
+        self.cells, self.jobs, self.board, self.folder, self.drawing = cells, jobs, board, folder, drawing
         self.total = sum(len(job.points) for job in jobs)
         self.failed: dict[str, str] = {}  # in this call
         self.finished: set[str] = set()  # by any call, as far as known
@@ -200,7 +213,29 @@ class _Worker:
         return True
 
     def _do(self, job: Job) -> None:
-        """Train and score points that this call has claimed. One that fails does not stop the rest."""
+        """Train and score points that this call has claimed. One that fails does not stop the rest.
+
+        What fails it is in its configuration, its data or the machine; any other error is a bug, and ends the call.
+        """
+        try:
+            self._train(job)
+        except BadStepError as error:
+            if len(job.points) == 1:
+                self._fail(job.points[0], str(error))
+                return
+            self.say(f"{error.what} The points of this bank are trained one by one.")
+            for point in job.points:
+                self._do(Job((point,)))
+        except (UserError, jax.errors.JaxRuntimeError, MemoryError, OSError) as error:
+            left = [point for point in job.points if point.key not in self.finished]
+            if not left:
+                raise
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            for point in left:
+                self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
+
+    def _train(self, job: Job) -> None:
         stage, first = job.stage(), job.points[0]
         runs = f"{len(job.points)} prompts side by side, " if len(job.points) > 1 else ""
         tokens = spread_of_lengths(job)
@@ -208,36 +243,22 @@ class _Worker:
             f"{len(self.finished)} of {self.total} points done, {duration(time.perf_counter() - self.began)} gone{self._to_go()}"
             f": {stage.title}; {runs}{f'{tokens}, ' if tokens else ''}{steps_of(job)} steps"
         )
-        label = f"[{len(self.finished) + 1}/{self.total}]"
-        try:
-            lab = self._lab(first)
-            records = run_stage(lab, stage, label, self.say)
-        except BadStepError as error:
-            if len(job.points) == 1:
-                self._fail(first, str(error))
-                return
-            self.say(f"{label} {error.what} Its points are trained one by one.")
-            for point in job.points:
-                self._do(Job((point,)))
-            return
-        except (UserError, jax.errors.JaxRuntimeError, ArithmeticError, ValueError, TypeError, LookupError) as error:
-            if not isinstance(error, UserError):
-                traceback.print_exc()
-            for point in job.points:
-                self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
-            return
+        records = run_stage(self._lab(job), stage, f"[{len(self.finished) + 1}/{self.total}]", self.say)
         pipeline.drop_weights(self.cells[first.cells[0]].study, stage)
         both = list(zip(stage.scored, records, strict=True))
         for n, point in enumerate(job.points):
             self.board.finish(point.key, [record for (run, _), record in both if stage.is_source or run == n])
             self.finished.add(point.key)
         self.cost_done += stage.cost({})
-        write_results(self.folder, self.jobs, self.cells)  # `report` shows it
+        write_results(self.folder, self.jobs, self.cells, self.drawing)  # `report` shows it
 
     def _fail(self, point: Point, error: str) -> None:
         self.failed[point.key] = error
-        self.board.fail(point.key, _name(point), error)
         self.say(f"failed: {_name(point)}: {error}")
+        try:
+            self.board.fail(point.key, _name(point), error)
+        except OSError as unwritten:  # a full disk: this call's last sentence says it all the same
+            self.say(f"That cannot be written to {self.folder / 'failures'}: {unwritten.strerror}.")
 
     def _wait(self) -> None:
         """For others, who have claimed what is left or what it starts from."""
@@ -252,17 +273,15 @@ class _Worker:
     def _failures(self) -> dict[str, Failure]:
         return read_failures(self.folder, [point.key for job in self.jobs for point in job.points])
 
-    def _lab(self, point: Point) -> Lab:
-        """The point's backbone, vocabulary and caches; checked against the results that its cell has."""
-        cell = self.cells[point.cells[0]]
-        study = cell.study
+    def _lab(self, job: Job) -> Lab:
+        """The job's backbone, vocabulary and caches; checked against the results that its cells have."""
+        cells = {point.cells[0] for point in job.points}
+        study = _together([self.cells[number].study for number in sorted(cells)])
         base, shared = study.base, (study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples)
         key = repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *shared))
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
-            recorded = [
-                record for job in self.jobs for p in job.points if p.cells[0] == point.cells[0] for record in self._results(p)
-            ]
+            recorded = [record for job in self.jobs for p in job.points if p.cells[0] in cells for record in self._results(p)]
             self.lab = (key, Lab(study, {record["run_id"]: record for record in recorded}))
         return self.lab[1]
 

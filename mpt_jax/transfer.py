@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mpt_jax.checkpoint.backbone import Backbone
-from mpt_jax.config import Experiment, RetrievalConfig, StreamConfig, to_dict
+from mpt_jax.config import Experiment, RetrievalConfig, to_dict
 from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.layout import Examples, assemble
@@ -34,7 +34,6 @@ from mpt_jax.stages import START_FILE, Stage, embedding_experiment, mixture_expe
 from mpt_jax.studies import interpret
 from mpt_jax.train import run_training
 
-MAX_EXAMPLES = 256  # of a target's training set that are looked at
 SIMILARITIES = {
     "average_token": interpret.average_token_similarity,
     "per_token": interpret.per_token_similarity,
@@ -77,7 +76,7 @@ def find_starts(stage: Stage, backbone: Backbone, vocabulary: Vocabulary, label:
         params, meta = load_prompts(stage.start)
         prompts = np.asarray(compose(meta["method"], params, tuple(meta["groups"])))
         if retrieval.by == "loss":
-            values = source_losses(stage.experiment, backbone, vocabulary, prompts)
+            values = source_losses(stage.experiment, backbone, vocabulary, prompts, retrieval.max_examples)
         else:
             own = _train(embedding_experiment(stage), "embedding", backbone, label)
             values = SIMILARITIES[retrieval.by]([*own, *prompts])[: len(own), len(own) :]
@@ -114,19 +113,20 @@ def rank(retrieval: RetrievalConfig, values: np.ndarray, sources: Sequence[str])
     ]
 
 
-def source_losses(experiment: Experiment, backbone: Backbone, vocabulary: Vocabulary, prompts: np.ndarray) -> np.ndarray:
-    """The loss of each source prompt [K,P,D] on the training examples of each of N streams: [N,K], nats per target token."""
+def source_losses(
+    experiment: Experiment, backbone: Backbone, vocabulary: Vocabulary, prompts: np.ndarray, max_examples: int
+) -> np.ndarray:
+    """The loss of each source prompt [K,P,D] on the training examples of each of N streams: [N,K], nats per target token.
+
+    Args:
+        max_examples: of a stream, a fixed random part; 0 = all.
+    """
     streams = experiment.data.streams
     caches = open_caches(experiment, [stream.task for stream in streams], experiment.data.train_split, vocabulary)
     batch_size, lengths = experiment.decode.batch_size, experiment.data.lengths
-    pairs = zip(streams, caches, strict=True)
-    return np.stack([prompt_losses(backbone, prompts, c, training_rows(s, c), lengths, batch_size) for s, c in pairs])
-
-
-def training_rows(stream: StreamConfig, cache: TokenCache) -> np.ndarray:
-    """The stream's training examples, or MAX_EXAMPLES of them."""
-    rows = k_shot_rows(cache, stream.k_shot, stream.seed)
-    return rows[examined(len(rows), MAX_EXAMPLES)]
+    rows = [k_shot_rows(cache, stream.k_shot, stream.seed) for stream, cache in zip(streams, caches, strict=True)]
+    parts = [every[examined(len(every), max_examples)] for every in rows]
+    return np.stack([prompt_losses(backbone, prompts, *one, lengths, batch_size) for one in zip(caches, parts, strict=True)])
 
 
 def prompt_losses(

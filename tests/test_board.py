@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,6 +105,49 @@ def test_failures_are_kept_until_the_point_is_done(tmp_path):
             board.finish("a", [])
         board.finish("a", [{"score": 1.0}])
         assert read_failures(tmp_path, ["a", "b"]) == {}
+
+
+def test_a_failure_whose_file_is_damaged_or_gone_is_one_without_a_reason_or_none(tmp_path):
+    """A machine that dies leaves an empty file; another call removes the file once its point is done."""
+    with Board(tmp_path, 60):
+        for name, text in (("a", ""), ("b", "{"), ("c", "[]"), ("d", "{}")):
+            (tmp_path / "failures" / f"{name}.json").write_text(text)
+        found = read_failures(tmp_path, ["a", "b", "c", "d", "e"])
+    assert found.keys() == {"a", "b", "c", "d"}
+    assert all(f"{key}.json does not say why" in failure.error for key, failure in found.items())
+
+
+def test_failures_may_be_read_while_another_call_removes_them(tmp_path):
+    stop, errors = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            try:
+                read_failures(tmp_path, ["a"])
+            except Exception as error:
+                errors.append(error)
+                return
+
+    with Board(tmp_path, 60) as board:
+        reader = threading.Thread(target=read)
+        reader.start()
+        for _ in range(1000):
+            board.fail("a", "point a", "no luck")
+            (tmp_path / "failures" / "a.json").unlink()
+        stop.set()
+        reader.join()
+    assert not errors
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_claim_that_is_half_written_is_taken_over_when_its_time_is_up(tmp_path, text):
+    with Board(tmp_path, 0.5) as board:
+        claim = tmp_path / "claims" / "a.json"
+        claim.write_text(text)
+        past = time.time() - 1
+        os.utime(claim, (past, past))
+        assert board.take(["a"]) == ["a"]
+        assert [path.name for path in (tmp_path / "claims").iterdir()] == ["a.json"]
 
 
 def test_bad_folders_and_files_are_named(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from mpt_jax import resolve
 from mpt_jax.config import Experiment, PipelineConfig, StageConfig, StreamConfig
 from mpt_jax.errors import UserError
-from mpt_jax.gin_bindings import Parsed, parse
+from mpt_jax.gin_bindings import Parsed, parse, parse_cells
 from mpt_jax.gin_text import config_text, gin_literal
 
 MINI = "gin/backbones/mini.gin"
@@ -76,6 +76,47 @@ def test_later_files_and_then_flags_win_and_a_file_is_read_once(tmp_path):
     config = parse([first, second], [*FLAGS[:2], "BATCH_SIZE=3"]).experiment()
     # The second include of mini.gin (and with it of base.gin) does not undo what stands between.
     assert (config.train.steps, config.prompt.length, config.data.batch_size) == (1, 2, 3)
+
+
+def backbones_of(axis: tuple[str, ...], files: list[str], *flags: str) -> dict[str, tuple[str, int]]:
+    """Checkpoint and width of the cells of an axis of gin files."""
+    cells = parse_cells({"gin_file": axis}, files, [*FLAGS, *flags])
+    found = {values["gin_file"]: cell.experiment().backbone for values, cell in cells}
+    return {name: (backbone.checkpoint, backbone.architecture.d_model) for name, backbone in found.items()}
+
+
+SMALLER = "gin/sizes/mini_d64.gin"
+
+
+@pytest.mark.parametrize("given", [[MINI, SMALLER], [SMALLER, MINI], [MINI, "gin/methods/prompt_tuning.gin", SMALLER]], ids=str)
+def test_a_file_on_an_axis_is_read_last_also_where_it_was_given_before(given):
+    models = {MINI: ("embedded:mini", 128), SMALLER: ("runs/mini_d64/5", 64)}
+    assert backbones_of((MINI, SMALLER), given) == models
+    assert backbones_of((SMALLER, MINI), given) == models
+
+
+def test_what_a_file_on_an_axis_includes_resets_nothing(tmp_path):
+    """It is read once, as everywhere: base.gin, that all files include, has defaults of what the study has set."""
+    file = write(tmp_path, f'include "{MINI}"\nPROMPT_LENGTH = 7\nBATCH_SIZE = 5\n')
+    ((_, cell),) = parse_cells({"gin_file": (MINI,)}, [file], FLAGS)
+    config = cell.experiment()
+    assert (config.prompt.length, config.data.batch_size, config.train.model_dir) == (7, 5, "/tmp/run")
+
+
+def test_a_cell_of_another_model_than_its_file_s_is_refused(tmp_path):
+    """Where the file has its model from another that was read before, and something else has changed that since."""
+    on_axis = write(tmp_path, f'include "{MINI}"\nPROMPT_LENGTH = 3\n', "short.gin")
+    other = write(tmp_path, "INITIAL_CHECKPOINT_PATH = 'scratch'\n", "other.gin")
+    deep = write(tmp_path, f'include "{MINI}"\nT5Config.num_decoder_layers = 6\n', "deep.gin")
+    for given, had, has in (
+        ([MINI, SMALLER], r"T5Config.d_model = 128 from \S+mini.gin:\d+", "mini_d64.gin:4 sets 64"),
+        ([MINI, other], r"INITIAL_CHECKPOINT_PATH = 'embedded:mini' from \S+mini.gin:\d+", "other.gin:1 sets 'scratch'"),
+        ([deep], r"T5Config.num_decoder_layers = 2 from \S+mini.gin:\d+", "deep.gin:2 sets 6"),
+    ):
+        text = message(lambda given=given: backbones_of((on_axis,), given))
+        assert re.match(rf"SweepConfig.axes\['gin_file'\] has {on_axis}, which has {had}, but \S*{has} after that;", text), text
+    # A flag is meant for all cells.
+    assert backbones_of((on_axis,), [MINI], "T5Config.d_model=96") == {on_axis: ("embedded:mini", 96)}
 
 
 def test_scopes_take_the_most_specific_binding(tmp_path):

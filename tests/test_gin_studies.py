@@ -14,7 +14,7 @@ from mpt_jax.config import BackboneConfig, PipelineConfig
 from mpt_jax.gin_bindings import Parsed, parse, parse_cells
 from mpt_jax.pipeline import numbers_trained
 from mpt_jax.stages import Stage, alone
-from mpt_jax.studies.grid import is_number, read_published
+from mpt_jax.studies.published import is_number, read_published
 from mpt_jax.studies.wording import value_label
 
 ROOT = Path(__file__).parent.parent

@@ -8,6 +8,7 @@ import pytest
 
 from mpt_jax.errors import UserError
 from mpt_jax.studies import grid, page, results
+from mpt_jax.studies.published import Drawing, Published, drawing_of, read_published
 from mpt_jax.studies.report import write_report
 
 LENGTHS, RANKS, TASKS, SEEDS = (1, 20, 100), (1, 4), ("t_a", "t_b"), (0, 1, 2)
@@ -46,6 +47,12 @@ def records(methods=("mpt", "prompt_tuning"), lengths=LENGTHS, seeds=SEEDS):
                             }
                         )
     return found
+
+
+def write_results(folder, runs, **sweep):
+    """As a sweep does."""
+    lines = [runs[0] | {"sweep": sweep}, *runs[1:]]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_an_axis_without_effect_on_a_method_makes_no_curve_of_its_own():
@@ -145,9 +152,7 @@ def test_what_is_not_above_chance_is_marked_in_sentences_and_tables():
 
 def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp_path):
     curve = [{"label": "Theirs", "source": "A paper, Table 1", "x": [1, 100], "y": [40, 60]}]
-    (tmp_path / "theirs.json").write_text(json.dumps(curve))
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records()))
-    (tmp_path / "axes.json").write_text(json.dumps({"x": "PROMPT_LENGTH", "published": str(tmp_path / "theirs.json")}))
+    write_results(tmp_path, records(), x="PROMPT_LENGTH", published=curve)
     html = write_report(tmp_path).read_text()
     assert html.count("prompt.length = 20") == 2 * 2 * 2 * 3
     assert "Dashed: Theirs (A paper, Table 1)." in html
@@ -159,7 +164,7 @@ def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp
 
 def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
     """A line of one point shows nothing: each published curve has marks."""
-    curves = [grid.Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
+    curves = [Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
     figures = (
         grid.score_by_axis(records(), "PROMPT_LENGTH", curves[:1]),
         grid.parameter_frontier(records(), curves[1:]),
@@ -167,13 +172,13 @@ def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
     for figure in figures:
         (line,) = (line for line in figure.axes[0].lines if list(line.get_ydata()) == [44.0])
         assert list(line.get_xdata()) == [20] and line.get_marker() not in ("None", "", None)
-    blocks = grid.build_grid(records(), "PROMPT_LENGTH", curves)
+    blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=tuple(curves)))
     texts = [block.caption for block in blocks if isinstance(block, page.Picture)]
     assert all("Dashed: One (A paper)." in text for text in texts) and len(texts) == 2
 
 
 def test_a_long_legend_leaves_the_picture_its_height():
-    curves = [grid.Published(f"A method that was published {n}", "A paper", (2**n,), (44.0,), "parameters") for n in range(9)]
+    curves = [Published(f"A method that was published {n}", "A paper", (2**n,), (44.0,), "parameters") for n in range(9)]
 
     def height(number: int) -> float:
         """Of the axes, in inches."""
@@ -184,13 +189,83 @@ def test_a_long_legend_leaves_the_picture_its_height():
     assert height(9) == pytest.approx(height(1), rel=0.1)
 
 
-@pytest.mark.parametrize("text", ["[{]", "[1]", '[{"label": "a"}]', '[{"label": "a", "source": "b", "x": 1, "y": [2]}]'])
+SIZES = [f"gin/sizes/{size}.gin" for size in ("small", "base", "large")]
+
+
+def by_size(sizes=SIZES):
+    """Prompt tuning by size, of the sizes that have results."""
+    runs = records(("prompt_tuning",), lengths=LENGTHS[:1])
+    return [r | {"cell": {"gin_file": size}, "folder": f"runs/{size}"} for size in sizes for r in runs]
+
+
+def test_published_curves_stand_at_their_ticks_also_while_sizes_have_no_results():
+    """An axis of words has its places from the sweep's values; a value that it has not stands nowhere."""
+    curve = Published("Theirs", "A paper", ("small", "base", "large"), (1.0, 2.0, 3.0))
+    for done in (SIZES, SIZES[1:], SIZES[:1], SIZES[2:]):
+        (axis,) = grid.score_by_axis(by_size(done), "gin_file", [curve], SIZES).axes
+        ticks = dict(zip((tick.get_text() for tick in axis.get_xticklabels()), axis.get_xticks(), strict=True))
+        assert list(ticks) == ["small", "base", "large"]
+        (theirs,) = (line for line in axis.lines if list(line.get_ydata()) == [1, 2, 3])
+        assert list(theirs.get_xdata()) == [ticks[label] for label in curve.x]
+        ours = np.asarray(axis.containers[0].lines[0].get_xdata(), float)
+        np.testing.assert_allclose(ours, [ticks[grid.value_label(size)] for size in done], atol=0.1)
+
+
+def test_a_published_point_without_a_place_is_left_out_and_named():
+    curves = (Published("Theirs", "A paper", ("small", "huge"), (1.0, 2.0)), Published("Others", "B", ("tiny",), (3.0,)))
+    (picture, *_) = (
+        b for b in grid.build_grid(by_size(), Drawing("gin_file", {"gin_file": SIZES}, curves)) if isinstance(b, page.Picture)
+    )
+    assert "Left out, for gin file has no such value here: Theirs at huge; Others at tiny." in picture.caption
+    drawn = [list(line.get_ydata()) for line in picture.figure.axes[0].lines]
+    assert [1.0] in drawn and not any(y in line for line in drawn for y in (2.0, 3.0))
+    assert grid.place_of("small", (1, 4)) is grid.place_of(0, (1, 20)) is None  # a word, and 0 on a log scale
+    assert grid.place_of(2, (1, 20)) == 2.0 and grid.place_of(4, ("auto", 4)) == 1.0
+
+
+def test_an_x_that_the_results_do_not_have_gives_way_to_an_axis_of_theirs(tmp_path):
+    """Where two sweeps share a folder, say, and one of them has been written over by hand or by an older version."""
+    write_results(tmp_path, records(), x="PromptConfig.init", axes={"PromptConfig.init": ["vocab"]})
+    assert "by prompt length" in (write_report(tmp_path).parent / "report.md").read_text()
+    assert next(iter(grid.grid_findings(records(), "PromptConfig.init"))).count("by prompt length") == 1
+
+
+@pytest.mark.parametrize("sweep", [1, {"x": 3}, {"axes": [1]}, {"axes": {"a": 1}}, {"colour": 1}, {"published": [{"label": 1}]}])
+def test_a_damaged_drawing_is_told_with_its_file(tmp_path, sweep):
+    with pytest.raises(UserError, match=r'results.jsonl has a "sweep" that cannot be drawn .* command again writes it anew'):
+        drawing_of([{"sweep": sweep}], tmp_path / "results.jsonl")
+
+
+def test_a_mean_that_no_cell_has_is_told():
+    """Where cells have different targets; their scores are in the table by target."""
+    runs = [r for r in records(("prompt_tuning",), lengths=(1, 20)) if (r["task"] == "t_a") == (r["cell"]["PROMPT_LENGTH"] == 1)]
+    texts = [line for block in grid.build_grid(runs) if isinstance(block, page.Text) for line in block.lines]
+    assert "No cell has been scored on every target yet, so there is no mean." in texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[{]",
+        "{}",
+        "[1]",
+        '[{"label": "a"}]',
+        '[{"label": "a", "source": "b", "x": 1, "y": [2]}]',
+        '[{"label": "a", "source": "b", "x": [1, 2], "y": [2]}]',
+        '[{"label": "a", "source": "b", "x": [], "y": []}]',
+        '[{"label": "a", "source": "b", "x": [1], "y": ["2"]}]',
+        '[{"label": "a", "source": "b", "x": [1], "y": [NaN]}]',
+        '[{"label": "a", "source": "b", "x": [1], "y": [2], "against": "params"}]',
+        '[{"label": "a", "source": "b", "x": ["small"], "y": [2], "against": "parameters"}]',
+        '[{"label": "a", "source": "b", "x": [1], "y": [2], "colour": "red"}]',
+    ],
+)
 def test_a_published_file_that_is_none_is_named(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(UserError, match=r"SweepConfig.published is .*p.json, which is no list of"):
-        grid.read_published(tmp_path / "p.json")
+        read_published(tmp_path / "p.json")
     with pytest.raises(UserError, match="cannot be read"):
-        grid.read_published(tmp_path / "q.json")
+        read_published(tmp_path / "q.json")
 
 
 def test_a_result_without_a_score_is_named_by_its_line(tmp_path):

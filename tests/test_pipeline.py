@@ -194,12 +194,28 @@ def test_an_extended_study_has_only_the_new_runs_left():
         ({"k_shots": (-1,)}, "k_shots"),
         ({"sources": ("tiny_mood",)}, "PipelineConfig.sources"),
         ({"bank_size": -1}, "bank_size"),
+        ({"teacher": StageConfig(0, 4, study.PLAIN)}, r"StageConfig.steps of PipelineConfig.teacher is 0, so that its prompts"),
+        ({"source": StageConfig(-1, 4, study.MPT)}, r"StageConfig.steps of PipelineConfig.source must not be negative"),
+        (
+            {"few_shot": {"prompt_tuning": StageConfig(0, 4, study.PLAIN)}},
+            r"StageConfig.steps of PipelineConfig.few_shot\['prompt_tuning'\] is 0",
+        ),
+        ({"few_shot": {"spot": StageConfig(1, 4, ())}}, r"StageConfig.rules of PipelineConfig.few_shot\['spot'\] is empty"),
         ({"max_test_examples": -1}, r"max_test_examples must not be negative \(0 = all\), not -1"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(changes, words):
     with pytest.raises(UserError, match=words):
         stages.plan(study.pipeline(Path("f"), **(FEW | changes)))
+
+
+def test_what_is_transferred_or_given_may_be_scored_without_a_step():
+    given = {name: StageConfig(0, 4, study.MPT if name == "mpt" else study.PLAIN) for name in ("mpt", "spot", "model_tuning")}
+    cfg = study.pipeline(Path("f"), **(FEW | {"few_shot": given}))
+    assert {stage.experiment.train.steps for stage in stages.plan(cfg) if not stage.is_source} == {0}
+    base = tiny.replace(cfg.base, prompt={"init": "text", "init_text": "is it good"})
+    text = {"prompt_tuning": StageConfig(0, 4, study.PLAIN)}
+    assert stages.plan(dataclasses.replace(cfg, base=base, few_shot=text))
 
 
 def test_numbers_trained_match_the_paper():

@@ -9,10 +9,10 @@ import pytest
 import study
 import tiny
 
-from mpt_jax import jobs, study_checks, transfer
+from mpt_jax import jobs, setup, study_checks, transfer
 from mpt_jax.config import RetrievalConfig, StageConfig, SweepConfig
 from mpt_jax.errors import UserError
-from mpt_jax.evaluate import run_evaluate
+from mpt_jax.evaluate import examined, run_evaluate
 from mpt_jax.gin_bindings import parse
 from mpt_jax.pipeline import chosen_groups, run_pipeline
 from mpt_jax.prompts.files import load_prompts
@@ -87,6 +87,22 @@ def test_the_best_of_all_sources_is_the_one_with_the_best_validation_score(folde
     assert (folder / "oracle" / "results.jsonl").read_bytes() == before
 
 
+def test_losses_are_of_as_many_training_examples_as_configured(folder):
+    """All of them by default, for there are 64; of two, those of a run of their own, whatever the order of the rest."""
+    by_size = {size: finished(folder, f"examples{size}", max_examples=size) for size in (0, 2, 64, 256)}
+    losses = {size: [record["source_losses"] for record in records] for size, (_, records, _) in by_size.items()}
+    assert losses[0] == losses[64] == losses[256] != losses[2]
+    cfg, _, _ = by_size[2]
+    backbone = setup.open_backbone(cfg.base, setup.mesh_of(cfg.base))
+    vocabulary = setup.open_vocabulary(cfg.base, backbone)
+    prompts = load_prompts(folder / "examples2" / "runs" / "teachers")[0]["prompt"]
+    for run, found in zip(plan(cfg)[-1].runs, losses[2], strict=True):
+        cache = setup.open_caches(cfg.base, [run.task], "train", vocabulary)[0]
+        rows = examined(len(cache), 2)
+        expected = transfer.prompt_losses(backbone, np.asarray(prompts), cache, rows, tiny.LENGTHS, batch_size=2)
+        np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5)
+
+
 def test_of_several_tries_the_one_with_the_best_validation_score_is_scored():
     stage = plan(spot(Path("f"), "x", seeds=(0, 1), retrieval=RetrievalConfig(top=2)))[-1]
     scores = np.array([50.0, 60.0, 70.0, 65.0, 10.0, 10.0, 20.0, 30.0])
@@ -150,6 +166,8 @@ def test_a_mixture_is_a_prompt_trained_on_the_chosen_sources_and_the_target(fold
         ({"top": 3}, {}, r"RetrievalConfig.top must be from 0 \(all\) to 2, the number of PipelineConfig.sources, not 3"),
         ({"by": "per_token", "stages": {}}, {}, r"by='per_token' takes a training .* lacks; add 'embedding': @StageConfig\(\)"),
         ({"use": "mixture", "stages": {}}, {}, r"use='mixture' takes a training .* lacks; add 'mixture': @StageConfig\(\)"),
+        ({"max_examples": -1}, {}, r"RetrievalConfig.max_examples must not be negative \(0 = all\), not -1"),
+        ({"by": "per_token", "stages": {"embedding": dataclasses.replace(SHORT, steps=0)}}, {}, r"\['embedding'\] is 0"),
         ({"stages": {"mixtures": SHORT}}, {}, r"stages has 'mixtures'; it may have 'embedding' and 'mixture'"),
         ({"top": 0}, {"eval_period": 0}, r"TrainConfig.eval_period=0 makes no validation; give RetrievalConfig.top=1 or"),
         ({"top": 2}, {"k_shots": (0, 2)}, r"few-shot runs \(k = 2\) have no validation; .* leave SPoT to k_shots=\(0,\)"),
@@ -171,9 +189,10 @@ def test_cells_of_other_retrievals_are_other_points_in_other_banks():
 
     cells = [cell(), cell(top=2), cell(stages={}), cell(use="average", top=2), cell(by="per_token")]
     cells.append(cell(use="average"))  # the mean of one prompt
+    cells.append(cell(by="per_token", max_examples=9))  # of which only losses are
     banks = [job for job in jobs.plan_jobs(cells) if not job.points[0].stage.is_source]
     # what is not used of `stages` makes no difference; each bank has the two targets
-    assert [(len(job.points), job.points[0].cells) for job in banks] == [(2, (0, 2, 5)), (2, (1,)), (2, (3,)), (2, (4,))]
+    assert [(len(job.points), job.points[0].cells) for job in banks] == [(2, (0, 2, 5)), (2, (1,)), (2, (3,)), (2, (4, 6))]
     assert [job.stage().tries for job in banks] == [1, 2, 1, 1]
     longer = cell(by="per_token", stages={"embedding": StageConfig(3, 4, study.PLAIN)})
     assert len({point.key for job in jobs.plan_jobs([cells[4], longer]) for point in job.points}) == 1 + 4

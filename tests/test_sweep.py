@@ -20,6 +20,7 @@ from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
 from mpt_jax.gin_text import config_text
+from mpt_jax.jobs import plan_jobs
 from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
@@ -142,6 +143,56 @@ def test_what_starts_from_a_failed_source_fails_and_the_rest_is_done(folder):
     assert sum(error.startswith("What it starts from has failed") for error in errors) == 4
 
 
+def one_run_cells(folder: Path, run: str, targets=("tiny_mood",)) -> list[Cell]:
+    """Two cells of other learning rates, in a bank each."""
+    cells = []
+    for rate in (0.1, 0.3):
+        few = {"prompt_tuning": StageConfig(1, 4, ((".*", rate),))}
+        config = study.pipeline(folder, run, k_shots=(2,), few_shot=few, targets=targets, seeds=(0,), bank_size=1)
+        cells.append(Cell({"rate": rate}, config))
+    return cells
+
+
+def test_a_file_that_cannot_be_written_fails_its_point_and_the_rest_is_done(folder):
+    cells = one_run_cells(folder, "unwritable")
+    job, _ = plan_jobs([cell.study for cell in cells])
+    (job.stage().folder / "config.gin").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"1 of 2 points failed; the first, .*: .*config.gin"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), cells)
+    assert [record["cell"] for record in results.read(folder / "unwritable" / "results.jsonl")] == [{"rate": 0.3}]
+    assert list((folder / "unwritable" / "claims").iterdir()) == []
+
+
+def test_a_bug_ends_the_call_and_gives_its_claims_back(folder):
+    """Here one in the metric of a task: it is no failed point, which would look like a matter of the point."""
+    with pytest.raises(TypeError, match="a bug in a metric"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), one_run_cells(folder, "buggy", ("tiny_bug",)))
+    for name in ("claims", "failures", "points"):
+        assert list((folder / "buggy" / name).iterdir()) == []
+
+
+def test_cells_with_different_targets_share_a_bank_and_each_is_scored_on_its_own(folder):
+    """Each run's score is that of the same sweep's cell alone."""
+    few = {"prompt_tuning": StageConfig(2, 4, study.PLAIN)}
+    axis = "PipelineConfig.targets"
+    cells = [
+        Cell({axis: targets}, study.pipeline(folder, "targets", k_shots=(2,), few_shot=few, targets=targets, seeds=(0,)))
+        for targets in (("tiny_mood",), ("tiny_animal", "tiny_mood"))
+    ]
+    report = run_sweep(dataclasses.replace(SWEEP, axes={axis: tuple(cell.axes[axis] for cell in cells)}), cells)
+    records = results.read(folder / "targets" / "results.jsonl")
+    assert [(record["cell"][axis], record["task"]) for record in records] == [
+        (["tiny_mood"], "tiny_mood"),
+        (["tiny_animal", "tiny_mood"], "tiny_mood"),
+        (["tiny_animal", "tiny_mood"], "tiny_animal"),
+    ]
+    assert len({record["folder"] for record in records}) == 1
+    alone = study.pipeline(folder, "target", k_shots=(2,), few_shot=few, targets=("tiny_animal",), seeds=(0,))
+    run_sweep(dataclasses.replace(SWEEP, axes={"one": (1,)}), [Cell({"one": 1}, alone)])
+    assert results.read(folder / "target" / "results.jsonl")[0]["score"] == records[2]["score"]
+    assert "tiny_animal" in report.with_suffix(".md").read_text()  # the mean over targets lacks one of them in a cell
+
+
 def gin_study(folder: Path, run: str) -> Path:
     """A gin file of the same sweep without MPT, in two banks, for calls of the command."""
     few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
@@ -193,8 +244,6 @@ def test_dry_run_names_points_jobs_and_cost_and_trains_nothing(folder, capsys):
 def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     """Two prompts of equal length cost twice what one does, and steps multiply."""
     (cell,) = cells_of(folder, "cost", lengths=(4,))
-    from mpt_jax.jobs import plan_jobs
-
     (bank,) = [
         job
         for job in plan_jobs([cell.study])
@@ -203,6 +252,57 @@ def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     one, two = (training_work(bank.only([point.key for point in bank.points[:n]]).stage().experiment).flops for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)
     assert describe([cell], folder / "cost", "").count("\n") > 5
+
+
+CURVES = [{"label": "Theirs", "source": "A paper", "x": [2, 4], "y": [40, 60]}]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_published_curves_are_read_before_anything_is_trained(folder, capsys, more):
+    """Beside the gin file that names them, from whatever folder the command is called."""
+    gin = gin_study(folder, "published")
+    given = [f"--gin_file={gin}", *more]
+    assert cli.main(["sweep", *given, "--gin.SweepConfig.published=gin/studies/published/superglue_by_siz.json"]) == 2
+    error = capsys.readouterr().err
+    assert "--gin.SweepConfig.published: there is no json file" in error and "superglue_by_size.json" in error
+    gin.write_text(gin.read_text() + "SweepConfig.published = 'theirs.json'\n")
+    (folder / "theirs.json").write_text(json.dumps([CURVES[0] | {"y": [40]}]))
+    assert cli.main(["sweep", *given]) == 2
+    assert "theirs.json, which is no list of" in capsys.readouterr().err
+    assert not (folder / "published").exists()
+    if more:
+        (folder / "theirs.json").write_text(json.dumps(CURVES))
+        assert cli.main(["sweep", *given]) == 0
+
+
+def test_a_report_needs_no_other_file_than_its_results(folder, finished, tmp_path, monkeypatch):
+    """It is moved, read from elsewhere, and its file of published curves is gone."""
+    path = folder / "gone.json"
+    path.write_text(json.dumps(CURVES))
+    config = dataclasses.replace(SWEEP, x="PROMPT_LENGTH", published=str(path))
+    run_sweep(config, cells_of(folder, "whole"))
+    path.unlink()
+    shutil.copytree(finished, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", "--model_dir=moved"]) == 0
+    assert "Dashed: Theirs (A paper)." in (tmp_path / "moved" / "report.md").read_text()
+    run_sweep(SWEEP, cells_of(folder, "whole"))
+
+
+def test_the_results_say_all_values_of_the_axes(finished):
+    """Those of cells without results, too, which an unfinished sweep's picture has ticks for."""
+    (first, *rest) = results.read(finished / "results.jsonl")
+    assert first["sweep"]["axes"] == {"PROMPT_LENGTH": list(LENGTHS)} and not any("sweep" in record for record in rest)
+
+
+def test_cells_of_a_larger_grid_do_not_stay(folder, finished):
+    gin = gin_study(folder, "smaller")
+    for number in ("000", "002", "017", "notes"):
+        (folder / "smaller" / "cells" / number).mkdir(parents=True)
+    for kind in ("points", "runs"):
+        shutil.copytree(finished / kind, folder / "smaller" / kind)
+    assert cli.main(["sweep", f"--gin_file={gin}"]) == 0
+    assert sorted(path.name for path in (folder / "smaller" / "cells").iterdir()) == ["000", "001", "notes"]
 
 
 @pytest.mark.parametrize(

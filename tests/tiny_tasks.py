@@ -81,6 +81,19 @@ seqio.TaskRegistry.add(  # no classification: few of its targets recur
     metric_fns=[metrics.accuracy],
 )
 
+
+def _bug(targets: list[str], predictions: list[str]) -> dict[str, float]:
+    raise TypeError("a bug in a metric")
+
+
+seqio.TaskRegistry.add(
+    "tiny_bug",
+    source=features.rows_source({split: _rows(_mood, split, 16) for split in ("train", "validation")}),
+    preprocessors=[*features.TOKENIZE],
+    output_features=features.output_features(),
+    metric_fns=[_bug],
+)
+
 seqio.TaskRegistry.add(  # as those for pretraining
     "tiny_no_metric",
     source=features.rows_source({split: _rows(_mood, split, 8) for split in ("train", "validation")}),

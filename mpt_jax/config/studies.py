@@ -32,6 +32,8 @@ class RetrievalConfig:
     # The trainings that this takes: "embedding", of the prompts that similarities are taken with; "mixture" (batch_size is of
     # each task).
     stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+    # Most of the target's training examples that the loss is of, a fixed random part; 0 = all. Each source's prompt reads them.
+    max_examples: int = 256
 
     @property
     def trainings(self) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
@@ -16,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mpt_jax.errors import UserError
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes, line_handle
 from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
+from mpt_jax.studies.published import Drawing, Published, is_number
 from mpt_jax.studies.results import METHODS, Record, Spread
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, short, task_labels, value_label
 
@@ -42,72 +41,43 @@ class Series(NamedTuple):
         return look(self.method).label + (f", {names}" if names else "")
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A curve to draw dashed beside those of the sweep.
-
-    `x` are values of the sweep's x axis, as its labels have them, or parameters trained with `against` = "parameters".
-    """
-
-    label: str
-    source: str
-    x: tuple[Any, ...]
-    y: tuple[float, ...]
-    against: str = "x"
-
-
-def read_published(path: str | Path) -> list[Published]:
-    """The curves of a JSON file, a list of {"label", "source", "x", "y", "against"}; `source` is printed under the picture.
-
-    Raises:
-      UserError: no such file, or not such a list.
-    """
-    try:
-        return [
-            Published(**curve | {key: tuple(curve[key]) for key in ("x", "y")}) for curve in json.loads(Path(path).read_text())
-        ]
-    except OSError as error:
-        raise UserError(f"SweepConfig.published is '{path}', which cannot be read ({error.strerror}); check the path.") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f'SweepConfig.published is {path}, which is no list of {{"label", "source", "x", "y"}} ({error}); mend it.'
-        ) from None
-
-
-def build_grid(records: Records, x: str = "", published: Sequence[Published] = ()) -> list[Block]:
-    """The report of a sweep as blocks.
-
-    Args:
-      x: the axis along which curves run; "" = the first one with numbers, or the first.
-    """
+def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
+    """The report of a sweep as blocks. An x or an axis of the drawing that the results do not have is left aside."""
+    drawing = drawing or Drawing()
     axes = axes_of(records)
-    x = x or _first_axis(axes)
+    planned = axes | {axis: values for axis, values in drawing.axes.items() if axis in axes}
+    x = drawing.x if drawing.x in axes else _first_axis(planned)
     targets = results.targets_of(records)
     if not targets:
         return [Text(("No target task has been scored yet.",))]
     tasks = results.values_of(targets, "task")
-    blocks: list[Block] = [Text((_about(records, axes),)), Heading("Scores"), Text(tuple(grid_findings(records, x)))]
-    curves = [curve for curve in published if curve.against == "x"]
-    blocks.append(
-        Picture(
-            "score_by_axis",
-            score_by_axis(targets, x, curves),
-            f"Score against {short(x)}: {mean_label(tasks)}, error bars of one standard deviation over seeds (none where "
-            f"n = 1).{_sources(curves)}",
-        )
-    )
-    bought = [curve for curve in published if curve.against == "parameters"]
-    frontier = parameter_frontier(targets, bought)
-    if frontier is not None:
-        text = "Score against the numbers that a run trains, on a log scale; one mark for each series and value."
-        blocks.append(Picture("parameters", frontier, text + _sources(bought)))
+    found = tuple(grid_findings(records, x))
+    blocks: list[Block] = [Text((_about(records, axes),)), Heading("Scores")]
+    blocks.append(Text(found or ("No cell has been scored on every target yet, so there is no mean.",)))
+    blocks += _pictures(targets, x, planned[x], drawing.published) if found else []
     blocks += [Heading("Numbers"), grid_table(targets, x)]
     if len(tasks) > 1:
         blocks.append(by_task_table(targets, x))
     return blocks
 
 
+def _pictures(targets: Records, x: str, values: Sequence[Any], published: Sequence[Published]) -> Iterator[Picture]:
+    curves = [curve for curve in published if curve.against == "x"]
+    yield Picture(
+        "score_by_axis",
+        score_by_axis(targets, x, curves, values),
+        f"Score against {short(x)}: {mean_label(results.values_of(targets, 'task'))}, error bars of one standard deviation over "
+        f"seeds (none where n = 1).{_sources(curves)}{_without_place(curves, values, x)}",
+    )
+    bought = [curve for curve in published if curve.against == "parameters"]
+    frontier = parameter_frontier(targets, bought)
+    if frontier is not None:
+        text = "Score against the numbers that a run trains, on a log scale; one mark for each series and value."
+        yield Picture("parameters", frontier, text + _sources(bought))
+
+
 def _first_axis(axes: Mapping[str, Sequence[Any]]) -> str:
+    """The first one with numbers, or the first."""
     return next((axis for axis, values in axes.items() if all(map(is_number, values)) and len(values) > 1), next(iter(axes)))
 
 
@@ -151,10 +121,13 @@ def _matters(records: Records, axis: str) -> bool:
     return len({frozenset(those) for those in runs.values()}) > 1
 
 
-def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ()) -> Figure:
-    """One panel per k: the mean over targets along x, a curve for each series."""
+def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (), values: Sequence[Any] = ()) -> Figure:
+    """One panel per k: the mean over targets along x, a curve for each series.
+
+    `values` have the ticks, those without results, too; () stands for those with results.
+    """
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
-    values = axes_of(targets)[x]
+    values = values or axes_of(targets)[x]
     places, labels, log = _places(values)
     with rc_context(STYLE):
         figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
@@ -171,8 +144,9 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = ())
                 draw_line(axis, _aside(places, aside, log), spreads, style)
                 handles[one.label] = line_handle(style)
             for number, curve in enumerate(published):
-                where = [places[labels.index(at)] if at in labels else at for at in map(_as_drawn, curve.x)]
-                handles[curve.label] = _draw_published(axis, where, curve, number)
+                both = [(place_of(at, values), y) for at, y in zip(curve.x, curve.y, strict=True)]
+                if placed := [(where, y) for where, y in both if where is not None]:
+                    handles[curve.label] = _draw_published(axis, placed, curve, number)
             level = results.reference(targets, "chance", tasks)
             if level is not None:
                 color, dashes = REFERENCE_LINES["chance"]
@@ -208,7 +182,7 @@ def parameter_frontier(targets: Records, published: Sequence[Published] = ()) ->
                     axis.errorbar(size, mean.mean, error, ms=5, capsize=2, elinewidth=1, **looks)
                 handles[method] = Line2D([], [], ls="", label=look(method).label, **looks)
             for number, curve in enumerate(published):
-                handles[curve.label] = _draw_published(axis, curve.x, curve, number)
+                handles[curve.label] = _draw_published(axis, list(zip(curve.x, curve.y, strict=True)), curve, number)
             axis.set_xscale("log")
             axis.set_title(setting_label(k))
             axis.set_xlabel("numbers trained for a task")
@@ -273,11 +247,6 @@ def name_of(axis: str) -> str:
     return AXIS_NAMES.get(axis, short(axis))
 
 
-def is_number(value: Any) -> bool:
-    """Whether an axis' value has a place on a scale."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _rows(targets: Records, x: str) -> Iterator[tuple[int, Series, Any, list[Record]]]:
     for k in results.settings_of(targets):
         here = results.select(targets, k=k)
@@ -307,7 +276,8 @@ def _about(records: Records, axes: Mapping[str, Sequence[Any]]) -> str:
 def grid_findings(records: Records, x: str = "") -> Iterator[str]:
     """For each k and series: the best value of x and the spread there, with the ends of the curve."""
     targets = results.targets_of(records)
-    x = x or _first_axis(axes_of(records))
+    axes = axes_of(records)
+    x = x if x in axes else _first_axis(axes)
     tasks = results.values_of(targets, "task")
     weak = False
     for k in results.settings_of(targets):
@@ -338,9 +308,24 @@ def _within(mean: Spread, best: Spread) -> bool:
     return best.mean - mean.mean <= spread
 
 
-def _as_drawn(value: Any) -> Any:
-    """A value of a published curve as the axis' labels have it."""
-    return value if is_number(value) else value_label(value)
+def place_of(at: Any, values: Sequence[Any]) -> float | None:
+    """Where a value of a published curve stands on an axis of these values; None where it has no place.
+
+    A number has one on any scale of numbers; what stands side by side is found by its value or by its label.
+    """
+    places, labels, log = _places(values)
+    if all(map(is_number, values)):
+        return float(at) if is_number(at) and (at > 0 or not log) else None
+    if at in values:
+        return places[list(values).index(at)]
+    return places[labels.index(value_label(at))] if value_label(at) in labels else None
+
+
+def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -> str:
+    """Names the published points that are not drawn."""
+    found = {curve.label: [value_label(at) for at in curve.x if place_of(at, values) is None] for curve in curves}
+    each = [f"{label} at {listing(missing)}" for label, missing in found.items() if missing]
+    return f" Left out, for {short(x)} has no such value here: {'; '.join(each)}." if each else ""
 
 
 def _sources(curves: Sequence[Published]) -> str:
@@ -368,11 +353,11 @@ def _aside(places: Sequence[float], share: float, log: bool) -> list[float]:
     return [place + share * (max(places) - min(places) or 1.0) for place in places]
 
 
-def _draw_published(axis: Axes, where: Sequence[float], curve: Published, number: int) -> Line2D:
-    """Draws the `number`-th published curve at the places `where`; returns its line in the legend."""
+def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Published, number: int) -> Line2D:
+    """Draws the `number`-th published curve through the points that have a place; returns its line in the legend."""
     looks: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
     looks |= {"marker": PUBLISHED_MARKERS[number % len(PUBLISHED_MARKERS)], "ms": 4.5, "mfc": "none"}
-    axis.plot(where, curve.y, zorder=1, **looks)
+    axis.plot(*zip(*points, strict=True), zorder=1, **looks)
     return Line2D([], [], label=curve.label, **looks)
 
 

@@ -4,7 +4,6 @@ Scores and their tables need that file alone. Training curves and the task vecto
 are still there, and left out, saying so, where they are not.
 """
 
-import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +16,10 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.studies import chance, figures, page, results, tables
 from mpt_jax.studies.findings import findings
-from mpt_jax.studies.grid import build_grid, read_published
+from mpt_jax.studies.grid import build_grid
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.page import Block, Heading, Picture, Text
+from mpt_jax.studies.published import drawing_of
 from mpt_jax.studies.results import Record
 from mpt_jax.studies.runs import read_curves, read_task_vectors
 from mpt_jax.studies.wording import counted, listing, mean_label, setting_label, task_labels
@@ -28,7 +28,6 @@ Records = Sequence[Record]
 Curves = Mapping[str, Mapping[str, Sequence[figures.Curve]]]
 
 FIGURE_FOLDER = "figures"
-AXES_FILE = "axes.json"  # of a sweep: {"x": axis along which curves run, "published": file of curves to draw beside them}
 WEAK = (
     f"† is not above chance: not by more than {chance.STANDARD_ERRORS:g} standard errors, √(s²/n + c(100 − c)/N) with s over n "
     "seeds, chance c and N test examples. Differences between such scores say nothing about a method."
@@ -66,13 +65,11 @@ def write_report(model_dir: str | Path) -> Path:
 
 
 def _sweep(records: Records, folder: Path, command: str) -> list[Block]:
-    """The report of a sweep; how its curves run is in the folder's AXES_FILE."""
-    path = folder / AXES_FILE
-    drawn = json.loads(path.read_text()) if path.is_file() else {}
-    published = read_published(drawn["published"]) if drawn.get("published") else []
+    """The report of a sweep, from its `results.jsonl` alone."""
+    drawing = drawing_of(records, folder / results.RESULTS_FILE)
     cells = [record for record in records if "cell" in record]
     runs = results.each_once(results.runs_of(records))
-    blocks = [*build_grid(results.runs_of(cells), drawn.get("x", ""), published), *_zero_shot_blocks(cells)]
+    blocks = [*build_grid(results.runs_of(cells), drawing), *_zero_shot_blocks(cells)]
     blocks += [Heading("Study"), Text((_about(runs),)), tables.study_table(runs), tables.run_table(records)]
     return [*blocks, Text(tuple(_provenance(records, f"`{results.RESULTS_FILE}`", command)))]
 
