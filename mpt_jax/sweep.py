@@ -226,11 +226,11 @@ class _Worker:
             for point in job.points:
                 self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
             return
-        pipeline.drop_weights(self.cells[first.cells[0]].study, stage)
         both = list(zip(stage.scored, records, strict=True))
         for n, point in enumerate(job.points):
             self.board.finish(point.key, [record for (run, _), record in both if stage.is_source or run == n])
             self.finished.add(point.key)
+        pipeline.drop_weights(self.cells[first.cells[0]].study, stage)  # only now: without results they are needed again
         self.cost_done += stage.cost({})
         write_results(self.folder, self.jobs, self.cells)  # `report` shows it
 

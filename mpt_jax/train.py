@@ -368,7 +368,7 @@ def _write_result(
 
 
 def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | None) -> TrainResult | None:
-    """What an earlier call has left, if it went as far as this one would; None otherwise."""
+    """What an earlier call has left, if it went as far as this one would; None otherwise, and where its result is gone."""
     mark = folder.finished()
     if mark is None or mark["step"] < experiment.train.steps:
         return None
@@ -379,15 +379,18 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
             f"MODEL_DIR {folder.path} holds a run on the backbone {mark['backbone']}, but this run's backbone is "
             f"{backbone.fingerprint}; give the backbone that it began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
         )
+    tuned = experiment.prompt.method == "none"
+    path = folder.path / ("model" if tuned else FILE_NAME)
+    if not path.exists():  # dropped by a study that has not kept what it was scored, or by hand: it is trained again
+        return None
     history, seconds = read_history(folder.path), mark.get("seconds", 0.0)
-    if experiment.prompt.method == "none":
-        path = folder.path / "model"
+    if tuned:
         params = {"backbone": import_hf(path, experiment.backbone.architecture)[1]}
         best = [record["score"] for record in history if record["kind"] == "validation" and record["score"] is not None]
         return TrainResult(params, path, history, np.asarray([max(best, default=math.nan)]), seconds)
     prompts, meta = load_prompts(folder.path)
     scores = np.asarray([math.nan if score is None else score for score in meta["scores"]])
-    return TrainResult(prompts, folder.path / FILE_NAME, history, scores, seconds)
+    return TrainResult(prompts, path, history, scores, seconds)
 
 
 def _too_few(folder: RunFolder, taken: int, steps: int) -> UserError:

@@ -28,6 +28,8 @@ from mpt_jax.sweep_cost import describe, training_work
 
 LENGTHS = (2, 4)
 SWEEP = SweepConfig(axes={"PROMPT_LENGTH": LENGTHS})
+ROOT = Path(__file__).parent.parent
+WHERE = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}}  # of another process
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +144,10 @@ def test_what_starts_from_a_failed_source_fails_and_the_rest_is_done(folder):
     assert sum(error.startswith("What it starts from has failed") for error in errors) == 4
 
 
-def gin_study(folder: Path, run: str) -> Path:
+def gin_study(folder: Path, run: str, **changes) -> Path:
     """A gin file of the same sweep without MPT, in two banks, for calls of the command."""
     few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
-    config = cells_of(folder, run, lengths=(4,), few_shot=few, bank_size=4)[0].study
+    config = cells_of(folder, run, lengths=(4,), **{"few_shot": few, "bank_size": 4} | changes)[0].study
     text = config_text(config).replace("PromptConfig.length = 4", "PromptConfig.length = %PROMPT_LENGTH")
     path = folder / f"{run}.gin"
     path.write_text(f"PROMPT_LENGTH = 4\nSweepConfig.axes = {{'PROMPT_LENGTH': {LENGTHS}}}\n{text}")
@@ -153,10 +155,8 @@ def gin_study(folder: Path, run: str) -> Path:
 
 
 def call(gin: Path, *more: str) -> subprocess.Popen:
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
     command = [sys.executable, "-m", "mpt_jax", "sweep", f"--gin_file={gin}", *more]
-    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **WHERE)
 
 
 def test_two_calls_share_a_sweep_and_one_that_is_killed_is_replaced(folder, finished):
@@ -237,3 +237,29 @@ def test_folders_of_other_things_are_refused(folder, tmp_path):
     (folder / "taken" / "points").mkdir()
     with pytest.raises(UserError, match="holds a sweep, not a study"):
         check_study(cells[0].study)
+
+
+KILLED_AT_RESULTS = """
+import os, signal, sys
+from mpt_jax.cli import main
+def kill(event, arguments):
+    if event == "os.rename" and "/points/" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+main(["sweep", f"--gin_file={sys.argv[1]}"])
+"""
+
+
+def test_a_kill_while_results_are_written_loses_no_point(folder, capsys):
+    """A tuned model is there until its results are; and where it is gone without them, it is trained again."""
+    few = {"model_tuning": study.pipeline(folder).few_shot["model_tuning"]}
+    gin = gin_study(folder, "cut", few_shot=few, targets=("tiny_mood",), seeds=(0,))
+    command = [sys.executable, "-c", KILLED_AT_RESULTS, str(gin)]
+    assert subprocess.run(command, **WHERE).returncode == -signal.SIGKILL
+    assert list((folder / "cut" / "points").glob("*.json")) == []
+    (model,) = (folder / "cut").glob("runs/*/model")
+    assert (model / "model.safetensors").exists()
+    (mark,) = (folder / "cut").glob("runs/*/finished.json")
+    shutil.rmtree(model)  # as an earlier version left it
+    assert cli.main(["sweep", f"--gin_file={gin}"]) == 0, capsys.readouterr().err
+    assert len(scores(folder / "cut")) == 2 and mark.exists() and not model.exists()
