@@ -196,7 +196,7 @@ class _Worker:
         try:
             self._do(job.only(taken))
         finally:
-            self.board.give_back(taken)
+            self.board.claims.give_back(taken)
         return True
 
     def _do(self, job: Job) -> None:
