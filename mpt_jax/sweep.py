@@ -62,6 +62,7 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     folder = check_sweep(cells)
     jobs = plan_jobs([cell.study for cell in cells])
     check_data(cells)
+    check_done(folder, jobs, cells)
     with Board(folder, cfg.claim_timeout) as board:
         write_text(folder / AXES_FILE, json.dumps({"x": cfg.x, "published": cfg.published}, indent=1) + "\n")
         failed = _Worker(cells, jobs, board, folder).work()
@@ -103,6 +104,28 @@ def check_data(cells: Sequence[Cell]) -> None:
     alike = {repr((one.base, one.sources, one.targets, one.zero_shot, one.test_split)): one for one in studies}
     for study in alike.values():
         study_data.check_data(study, load_vocabulary(find_vocabulary(study.base.backbone)))
+
+
+def check_done(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
+    """That what is done already is of the weights and the data that are there now, of which a point's key says nothing.
+
+    Raises:
+        UserError: it is not.
+    """
+    done: dict[str, tuple[PipelineConfig, list[Record]]] = {}
+    for point in (point for job in jobs for point in job.points):
+        for study in (cells[number].study for number in point.cells):
+            done.setdefault(_shared(study), (study, []))[1].extend(read_results(folder, point.key) or ())
+    for study, records in done.values():
+        if records:
+            pipeline.check_kept(study, records)
+
+
+def _shared(study: PipelineConfig) -> str:
+    """Equal for studies that one `Lab` can do."""
+    base = study.base
+    tasks = study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples
+    return repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *tasks))
 
 
 def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> int:
@@ -235,8 +258,8 @@ class _Worker:
         write_results(self.folder, self.jobs, self.cells)  # `report` shows it
 
     def _fail(self, point: Point, error: str) -> None:
-        self.failed[point.key] = error
         self.board.fail(point.key, _name(point), error)
+        self.failed[point.key] = error
         self.say(f"failed: {_name(point)}: {error}")
 
     def _wait(self) -> None:
@@ -255,15 +278,13 @@ class _Worker:
     def _lab(self, point: Point) -> Lab:
         """The point's backbone, vocabulary and caches; checked against the results that its cell has."""
         cell = self.cells[point.cells[0]]
-        study = cell.study
-        base, shared = study.base, (study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples)
-        key = repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *shared))
+        key = _shared(cell.study)
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
             recorded = [
                 record for job in self.jobs for p in job.points if p.cells[0] == point.cells[0] for record in self._results(p)
             ]
-            self.lab = (key, Lab(study, {record["run_id"]: record for record in recorded}))
+            self.lab = (key, Lab(cell.study, recorded, self.board.claims.check))
         return self.lab[1]
 
     def _results(self, point: Point) -> Sequence[Record]:

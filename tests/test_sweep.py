@@ -16,14 +16,16 @@ import study
 import tiny
 
 from mpt_jax import cli
+from mpt_jax.board import Board
 from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
 from mpt_jax.gin_text import config_text
+from mpt_jax.jobs import plan_jobs
 from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
-from mpt_jax.sweep import Cell, run_sweep
+from mpt_jax.sweep import Cell, _Worker, check_sweep, run_sweep
 from mpt_jax.sweep_cost import describe, training_work
 
 LENGTHS = (2, 4)
@@ -193,8 +195,6 @@ def test_dry_run_names_points_jobs_and_cost_and_trains_nothing(folder, capsys):
 def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
     """Two prompts of equal length cost twice what one does, and steps multiply."""
     (cell,) = cells_of(folder, "cost", lengths=(4,))
-    from mpt_jax.jobs import plan_jobs
-
     (bank,) = [
         job
         for job in plan_jobs([cell.study])
@@ -263,3 +263,44 @@ def test_a_kill_while_results_are_written_loses_no_point(folder, capsys):
     shutil.rmtree(model)  # as an earlier version left it
     assert cli.main(["sweep", f"--gin_file={gin}"]) == 0, capsys.readouterr().err
     assert len(scores(folder / "cut")) == 2 and mark.exists() and not model.exists()
+
+
+def test_what_another_call_tries_again_is_neither_given_up_nor_reported_as_failed(folder):
+    cells = cells_of(folder, "helped", lengths=(4,))
+    jobs, root = plan_jobs([cell.study for cell in cells]), check_sweep(cells)
+    (source,) = (point.key for job in jobs for point in job.points if point.stage.kind == "source")
+    (orphans,) = (job for job in jobs if source in job.needs)
+    with Board(root, 60) as ours, Board(root, 60) as theirs:
+        worker = _Worker(cells, jobs, ours, root)
+        worker.failed[source] = "out of memory"
+        assert theirs.take([source]) == [source]
+        assert not worker._try(orphans)
+        assert list((root / "failures").iterdir()) == [] and worker.failed.keys() == {source}
+        theirs.fail(source, "the source", "out of memory")
+        assert worker._try(orphans)
+        assert len(list((root / "failures").iterdir())) == 1 + len(orphans.points) == len(worker.failed)
+        for key in (point.key for job in jobs for point in job.points):
+            assert theirs.take([key]) == [key]
+            theirs.finish(key, [{"run_id": key}])
+        assert worker.work() == {}
+
+
+def test_results_of_other_weights_under_the_same_path_are_refused(tmp_path):
+    folder = tiny.make(tmp_path)
+    few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
+
+    def cells(**changes) -> list[Cell]:
+        return cells_of(
+            folder, "swapped", **{"few_shot": few, "seeds": (0,), "targets": ("tiny_mood",), "lengths": (4,)} | changes
+        )
+
+    run_sweep(SWEEP, cells())
+    before = (folder / "swapped" / "results.jsonl").read_bytes()
+    tiny.make_attentive(folder)
+    for changes in ({}, {"seeds": (0, 1)}, {"lengths": LENGTHS}):
+        with pytest.raises(
+            UserError, match=r"holds the result of few_shot/k2/.* on the backbone \w{16}, but .*/model is \w{16}; give"
+        ):
+            run_sweep(SWEEP, cells(**changes))
+    assert (folder / "swapped" / "results.jsonl").read_bytes() == before
+    run_sweep(SWEEP, cells(targets=("tiny_animal",)))  # of which nothing is done
