@@ -191,7 +191,7 @@ class _Worker:
             if not any(self._try(job) for job in left):
                 self._wait()
             self._look()
-        return self.failed
+        return {key: error for key, error in self.failed.items() if key not in self.finished}  # by another call, since
 
     def _left(self) -> list[Job]:
         over = self.finished | set(self.failed)
@@ -206,10 +206,13 @@ class _Worker:
         """Do what is left of the job, and free; whether anything was."""
         over = self.finished | set(self.failed)
         missing = [point for point in job.points if point.key not in over]
-        if lost := [key for point in missing for key in point.needs if key in self.failed]:
-            for point in missing:
+        if lost := [key for point in missing for key in point.needs if key in self.failed and key not in self.finished]:
+            if any(self.board.claims.is_anothers(key) for key in lost):  # who tries it again
+                return False
+            orphans = job.only(self.board.take(point.key for point in missing)).points
+            for point in orphans:
                 self._fail(point, f"What it starts from has failed: {self.failed[lost[0]]}")
-            return True
+            return bool(orphans)
         if not missing or not job.needs <= self.finished:
             return False
         taken = self.board.take(point.key for point in missing)
