@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -68,6 +68,24 @@ class Claims:
                 return True
             return False
 
+    def take_or_wait(self, name: str, say: Callable[[str], None]) -> bool:
+        """As `take`; but one of another machine is watched until it is renewed or its time is up: nothing else tells if it lives.
+
+        Args:
+            say: is told of the waiting.
+        """
+        before = _state(self._file(name))
+        told = False
+        while not self.take(name):
+            now = _state(self._file(name))
+            if now != before or now is None or now.owner.get("machine") == self.me["machine"]:
+                return False
+            if not told:
+                say(f"waiting up to {self._timeout:g} s for a sign of life of {_name(now.owner)}, to go on if there is none")
+            told = True
+            time.sleep(min(1.0, self._timeout / BEATS))
+        return True
+
     def give_back(self, names: Iterable[str]) -> None:
         """Leaves what this job has claimed to others."""
         with self._lock:
@@ -90,11 +108,10 @@ class Claims:
             overdue = time.time() - self._seen > 2 * self._timeout / BEATS
             self._look(names or (list(self._held) if overdue else ()))
             for name, owner in self._lost.items():
-                who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another call"
                 raise ClaimLost(
-                    f"This call has given no sign of life for {self._timeout:g} s, and {who} has taken over what it was at work "
-                    f"on ({self._file(name)}), so it stops; the same command goes on with what is left. Where calls are held up "
-                    "so long, give a longer claim_timeout."
+                    f"This call gave no sign of life for {self._timeout:g} s, and {_name(owner)} has taken over what it was at "
+                    f"work on ({self._file(name)}), so it stops; the same command goes on with what is left. Where calls are "
+                    "held up so long, give a longer claim_timeout."
                 )
 
     def is_anothers(self, name: str) -> bool:
@@ -184,6 +201,10 @@ class Claims:
         if set(names) >= self._held:
             self._seen = time.time()
         return [name for name in names if name not in self._lost]
+
+
+def _name(owner: dict[str, Any]) -> str:
+    return f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another call"
 
 
 class _State(NamedTuple):

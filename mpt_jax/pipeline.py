@@ -63,12 +63,11 @@ def run_pipeline(cfg: PipelineConfig) -> Path:
     folder = Path(cfg.base.train.model_dir).expanduser()
     check_study(cfg)  # before the claim, which writes into the folder
     with Claims(folder / "claims", cfg.claim_timeout) as claims:
-        if not claims.take(STUDY):
+        if not claims.take_or_wait(STUDY, lambda text: print(text, file=sys.stderr, flush=True)):
             owner = {"pid": "?", "host": "?"} | claims.owner(STUDY)
             raise UserError(
                 f"Process {owner['pid']} on {owner['host']} is at work on the study in MODEL_DIR {folder}, which one call does "
-                "at a time; wait until it has ended and give the same command again, or give another MODEL_DIR. (The claim of a "
-                f"call that was killed on another machine ends {cfg.claim_timeout} s later.)"
+                "at a time; wait until it has ended and give the same command again, or give another MODEL_DIR."
             )
         _do_what_is_left(cfg, folder, claims)
         report = write_report(folder)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -160,6 +161,23 @@ def test_only_a_claim_of_a_living_job_is_anothers(tmp_path):
         theirs.check("a")
         with pytest.raises(ClaimLost, match=r"and process \d+ on .*a\.json\), so it stops; the same command"):
             mine.check("a")
+
+
+def test_a_claim_from_another_machine_is_watched_for_a_sign_of_life(tmp_path):
+    """One whose owner is seen to live is not waited for, nor one of this machine, where that can be told at once."""
+    claim, said = tmp_path / "a.json", []
+    with Claims(tmp_path, 4) as claims:
+        claim.write_text(json.dumps({"machine": "elsewhere", "host": "there", "pid": 7, "token": "theirs"}))
+        beat = threading.Timer(1, os.utime, [claim])
+        beat.start()
+        began = time.monotonic()
+        assert not claims.take_or_wait("a", said.append) and time.monotonic() - began < 4
+        assert claims.take_or_wait("a", said.append) and claims.owner("a") == claims.me
+        assert said == ["waiting up to 4 s for a sign of life of process 7 on there, to go on if there is none"] * 2
+        with Claims(tmp_path, 4) as others:
+            began = time.monotonic()
+            assert not others.take_or_wait("a", said.append) and time.monotonic() - began < 1
+    assert len(said) == 2
 
 
 def test_a_claim_from_another_machine_is_taken_over_when_its_time_is_up(tmp_path):
