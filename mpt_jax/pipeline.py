@@ -7,6 +7,7 @@ results are added in one write. MODEL_DIR afterwards holds
     results.jsonl               one line per run
     report.html, report.md      and figures/*.png, written anew by every call
     runs/<stage>/               what `train.py` describes, for each stage, and its config.gin
+    claims/                     who is at work on the study: one call at a time (`claims.py`)
 """
 
 import importlib.util
@@ -53,9 +54,11 @@ STUDY = "study"  # the claim of a whole study
 REFERENCE_FILE = "reference_scores.json"  # beside the tasks: {task: {"chance": …, "ceiling": …}}, percentages
 
 
-def run_pipeline(cfg: PipelineConfig) -> Path:
+def run_pipeline(cfg: PipelineConfig, begin: Callable[[], None] = lambda: None) -> Path:
     """Does what is left of a study and writes its report; returns the path of the HTML page.
 
+    Args:
+      begin: is called when the study is this call's and nothing of it was refused, before anything is trained.
     Raises:
       UserError: a mistake in the configuration (told before anything is trained), a folder with results of another study, or one
         that another call is at work in.
@@ -69,14 +72,14 @@ def run_pipeline(cfg: PipelineConfig) -> Path:
                 f"Process {owner['pid']} on {owner['host']} is at work on the study in MODEL_DIR {folder}, which one call does "
                 "at a time; wait until it has ended and give the same command again, or give another MODEL_DIR."
             )
-        _do_what_is_left(cfg, folder, claims)
+        _do_what_is_left(cfg, folder, claims, begin)
         report = write_report(folder)
     for sentence in findings(results.read(folder / results.RESULTS_FILE)):
         print(sentence, file=sys.stderr, flush=True)
     return report
 
 
-def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims) -> None:
+def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims, begin: Callable[[], None]) -> None:
     """Of a study that is claimed."""
     stages, recorded = check_study(cfg)
     path = folder / results.RESULTS_FILE
@@ -84,6 +87,7 @@ def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims) -> None:
     clock = Clock(stages, left)
     if left:
         lab = Lab(cfg, recorded.values(), claims.check)
+        begin()
         clock.test_sizes = lab.data.test_sizes()
         for stage in left:
             clock.begin(stage)
@@ -97,6 +101,7 @@ def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims) -> None:
             clock.end(stage, records)
     else:
         check_kept(cfg, recorded.values())
+        begin()
         clock.say(f"all {len(results.runs_of(recorded.values()))} runs are in {path}; nothing is left to train")
 
 
