@@ -230,12 +230,13 @@ def _pipeline(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.gin_file[-1]} sets SweepConfig, whose axes pipeline would ignore; run it with sweep.")
     config = parsed.pipeline()
     from mpt_jax import distributed
-    from mpt_jax.pipeline import check_study, run_pipeline
+    from mpt_jax.pipeline import run_pipeline
 
     distributed.refuse(config.base.distributed, "pipeline")
-    check_study(config)  # refuses a folder that holds another study, before its config.gin changes
-    write_config(parsed.config_gin(PipelineConfig), config, config.base.train.model_dir)
-    _say_where_the_report_is(run_pipeline(config))
+    text = parsed.config_gin(PipelineConfig)
+    # A call that is refused leaves the config.gin of the study that is there.
+    page = run_pipeline(config, begin=lambda: write_config(text, config, config.base.train.model_dir))
+    _say_where_the_report_is(page)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -239,9 +239,13 @@ class Interrupt:
     """Within it the first SIGINT or SIGTERM waits until it is asked for, at the latest when this is left; a second interrupts.
 
     It replaces what handles the two signals outside, including handlers that a device's own library has installed meanwhile.
+
+    Args:
+        check: is called again and again within it, and stops the work by what it raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self.check = check
         self._received = 0
         self._before: dict[int, Any] = {}
 
@@ -273,6 +277,7 @@ class Interrupt:
 
         Raises:
             Interrupted: a stop was requested.
+            Exception: whatever `check` raises.
         """
         if jax.process_count() > 1:
             return work()
@@ -292,6 +297,7 @@ class Interrupt:
             thread.join(POLL)
             if thread.is_alive():
                 self._raise_received()
+                self.check()
         if failed:
             raise failed[0]
         return done[0]

@@ -7,6 +7,7 @@ results are added in one write. MODEL_DIR afterwards holds
     results.jsonl               one line per run
     report.html, report.md      and figures/*.png, written anew by every call
     runs/<stage>/               what `train.py` describes, for each stage, and its config.gin
+    claims/                     who is at work on the study: one call at a time (`claims.py`)
 """
 
 import importlib.util
@@ -14,7 +15,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ import numpy as np
 
 import mpt_jax
 from mpt_jax import setup
-from mpt_jax.checkpoint.backbone import Backbone
+from mpt_jax.checkpoint.backbone import Backbone, find_vocabulary
 from mpt_jax.checkpoint.folder import RunFolder
+from mpt_jax.checkpoint.identity import fingerprint_of, remember
+from mpt_jax.claims import Claims
 from mpt_jax.config import Experiment, PipelineConfig
-from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache
 from mpt_jax.data.sampling import scarce_classes
-from mpt_jax.data.vocabulary import Vocabulary
+from mpt_jax.data.vocabulary import Vocabulary, load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, examined, main_score
 from mpt_jax.files import write_text
@@ -39,47 +41,68 @@ from mpt_jax.gin_text import config_text
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.monitor import BadStepError
 from mpt_jax.prompts import build_prompt
-from mpt_jax.stages import Stage, alone, check_same, check_scored, plan, remaining, run_config, tasks_of
+from mpt_jax.stages import Stage, alone, check_same, check_scored, plan, remaining, run_config
 from mpt_jax.studies import results
 from mpt_jax.studies.findings import findings
 from mpt_jax.studies.report import write_report
 from mpt_jax.studies.results import SEVERAL, Record, zero_shot_id
-from mpt_jax.study_data import check_data
+from mpt_jax.study_data import StudyData, check_backbone
 from mpt_jax.train import TrainResult, run_training
 from mpt_jax.transfer import Start, find_starts
 
+STUDY = "study"  # the claim of a whole study
 REFERENCE_FILE = "reference_scores.json"  # beside the tasks: {task: {"chance": …, "ceiling": …}}, percentages
 
 
-def run_pipeline(cfg: PipelineConfig) -> Path:
+def run_pipeline(cfg: PipelineConfig, begin: Callable[[], None] = lambda: None) -> Path:
     """Does what is left of a study and writes its report; returns the path of the HTML page.
 
+    Args:
+      begin: is called when the study is this call's and nothing of it was refused, before anything is trained.
     Raises:
-      UserError: a mistake in the configuration (told before anything is trained), or a folder with results of another study.
+      UserError: a mistake in the configuration (told before anything is trained), a folder with results of another study, or one
+        that another call is at work in.
     """
-    stages, recorded = check_study(cfg)
     folder = Path(cfg.base.train.model_dir).expanduser()
+    check_study(cfg)  # before the claim, which writes into the folder
+    with Claims(folder / "claims", cfg.claim_timeout) as claims:
+        if not claims.take_or_wait(STUDY, lambda text: print(text, file=sys.stderr, flush=True)):
+            owner = {"pid": "?", "host": "?"} | claims.owner(STUDY)
+            raise UserError(
+                f"Process {owner['pid']} on {owner['host']} is at work on the study in MODEL_DIR {folder}, which one call does "
+                "at a time; wait until it has ended and give the same command again, or give another MODEL_DIR."
+            )
+        _do_what_is_left(cfg, folder, claims, begin)
+        report = write_report(folder)
+    for sentence in findings(results.read(folder / results.RESULTS_FILE)):
+        print(sentence, file=sys.stderr, flush=True)
+    return report
+
+
+def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims, begin: Callable[[], None]) -> None:
+    """Of a study that is claimed."""
+    stages, recorded = check_study(cfg)
     path = folder / results.RESULTS_FILE
     left = remaining(cfg, stages, set(recorded))
     clock = Clock(stages, left)
     if left:
-        lab = Lab(cfg, recorded)
-        clock.test_sizes = lab.test_sizes()
+        lab = Lab(cfg, recorded.values(), claims.check)
+        begin()
+        clock.test_sizes = lab.data.test_sizes()
         for stage in left:
             clock.begin(stage)
             try:
                 records = run_stage(lab, stage, clock.label, clock.say)
             except BadStepError as error:
                 raise _diverged(lab, stage, error) from None
+            claims.check(STUDY)
             results.append(path, records)
             drop_weights(cfg, stage)
             clock.end(stage, records)
     else:
+        check_kept(cfg, recorded.values())
+        begin()
         clock.say(f"all {len(results.runs_of(recorded.values()))} runs are in {path}; nothing is left to train")
-    report = write_report(folder)
-    for sentence in findings(results.read(path)):
-        clock.say(sentence)
-    return report
 
 
 def check_study(cfg: PipelineConfig) -> tuple[list[Stage], dict[str, Record]]:
@@ -111,48 +134,40 @@ def read_recorded(folder: Path) -> dict[str, Record]:
 
 
 class Lab:
-    """What all stages share: the backbone, the vocabulary and every cache, opened (and built) before anything is trained."""
+    """What all stages share: the backbone, the vocabulary and every cache, opened (and built) before anything is trained.
 
-    def __init__(self, cfg: PipelineConfig, recorded: Mapping[str, Record]):
-        self.cfg = cfg
+    Args:
+        recorded: results that those of this study will be beside.
+        check: stops the work by what it raises (`run_training`).
+    Raises:
+        UserError: a result of another backbone, of other data or scored in another way.
+    """
+
+    def __init__(self, cfg: PipelineConfig, recorded: Iterable[Record], check: Callable[[], None]):
+        self.cfg, self.check = cfg, check
         self.mesh = setup.mesh_of(cfg.base)
         self.backbone: Backbone = setup.open_backbone(cfg.base, self.mesh)
-        other = {record["backbone"] for record in recorded.values() if "backbone" in record} - {self.backbone.fingerprint}
-        if other:
-            raise UserError(
-                f"{cfg.base.train.model_dir} holds results of the backbone {other.pop()}, but this one is "
-                f"{self.backbone.fingerprint}; give the old INITIAL_CHECKPOINT_PATH to continue, or another MODEL_DIR."
-            )
+        remember(cfg.base.backbone, cfg.base.data, self.backbone.fingerprint)
+        recorded = list(recorded)
+        check_backbone(cfg, recorded, self.backbone.fingerprint)
         self.vocabulary: Vocabulary = setup.open_vocabulary(cfg.base, self.backbone)
-        check_data(cfg, self.vocabulary)
-        trained, tasks = (*cfg.sources, *cfg.targets), tasks_of(cfg)
-        train = setup.open_caches(cfg.base, trained, cfg.base.data.train_split, self.vocabulary)
-        self.train = dict(zip(trained, train, strict=True))
-        if cfg.base.train.eval_period:
-            setup.open_caches(cfg.base, trained, cfg.base.data.eval_split, self.vocabulary)
-        self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, self.vocabulary), strict=True))
-        setup.open_labels(cfg.base, trained, self.vocabulary)
-        self.digests = [setup.data_digests(list(caches.values())) for caches in (self.train, self.tests)]
-        for name, record in recorded.items():
-            now = self.data(record.get("trained_on", record["task"]), record["task"])
-            if now is not None and record.get("data", now) != now:
-                raise UserError(
-                    f"{cfg.base.train.model_dir} holds the result of {name} on other training or test examples of the task "
-                    f"'{record['task']}' than there are now; restore them to continue, or give another MODEL_DIR."
-                )
+        self.data = StudyData(cfg, self.vocabulary)
+        self.data.check(recorded)
         documented = reference_scores(cfg.base.data.task_modules)
         most = cfg.max_test_examples
-        self.references = {task: reference_of(documented.get(task, {}), test, most) for task, test in self.tests.items()}
+        self.references = {task: reference_of(documented.get(task, {}), test, most) for task, test in self.data.tests.items()}
 
-    def data(self, trained_on: str, task: str) -> str | None:
-        """A digest of what is trained on and of what is scored; None where one of them is not in this study."""
-        train, tests = self.digests
-        return fingerprint.digest(train[trained_on], tests[task]) if trained_on in train and task in tests else None
 
-    def test_sizes(self) -> dict[str, int]:
-        """How many examples of each task are scored."""
-        most = self.cfg.max_test_examples
-        return {task: min(len(cache), most) if most else len(cache) for task, cache in self.tests.items()}
+def check_kept(cfg: PipelineConfig, recorded: Iterable[Record]) -> None:
+    """What `Lab` checks of results, where it is not needed for anything else; no weight is loaded for it.
+
+    Raises:
+        UserError: as there.
+    """
+    recorded = list(recorded)
+    StudyData(cfg, load_vocabulary(find_vocabulary(cfg.base.backbone))).check(recorded)
+    key = jax.random.key(cfg.base.train.seed)
+    check_backbone(cfg, recorded, fingerprint_of(cfg.base.backbone, cfg.base.data, key))
 
 
 def run_stage(lab: Lab, stage: Stage, label: str, say: Callable[[str], None]) -> list[Record]:
@@ -166,8 +181,8 @@ def run_stage(lab: Lab, stage: Stage, label: str, say: Callable[[str], None]) ->
     """
     began = time.perf_counter()
     experiment = stage.trainings[-1]
-    starts = find_starts(stage, lab.backbone, lab.vocabulary, label) if stage.transfer else []
-    trained = run_training(experiment, lab.backbone, label=label)
+    starts = find_starts(stage, lab.backbone, lab.vocabulary, label, lab.check) if stage.transfer else []
+    trained = run_training(experiment, lab.backbone, label=label, check=lab.check)
     text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(experiment)}"
     write_text(stage.folder / "config.gin", text)
     say(f"scoring {len(stage.runs)} run{'s' if len(stage.runs) > 1 else ''} on {lab.cfg.test_split} examples")
@@ -230,7 +245,7 @@ def score(lab: Lab, stage: Stage, trained: TrainResult, groups: Sequence[int]) -
             experiment.prompt, streams.groups, lab.backbone.model.config.d_model, streams.lengths(experiment.prompt.length)
         ),
         jax.tree.map(jnp.asarray, trainable),
-        [lab.tests[task] for _, task in stage.scored],
+        [lab.data.tests[task] for _, task in stage.scored],
         vocabulary=lab.vocabulary,
         lengths=experiment.data.lengths,
         decode=experiment.decode,
@@ -265,9 +280,9 @@ def make_record(
         "selection_split": experiment.data.eval_split if selected else None,
         "score": main_score(dict(metrics)),
         "metrics": dict(metrics),
-        "num_examples": lab.test_sizes()[task],
+        "num_examples": lab.data.test_sizes()[task],
         **lab.references[task],
-        "scarce": scarce_classes(lab.train[run.task], stage.k),
+        "scarce": scarce_classes(lab.data.train[run.task], stage.k),
         "params_trained": trained,
         "params_shared": shared,
         "steps": experiment.train.steps,
@@ -276,7 +291,7 @@ def make_record(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "folder": stage.folder.relative_to(Path(lab.cfg.base.train.model_dir).expanduser()).as_posix(),
         "backbone": lab.backbone.fingerprint,
-        "data": lab.data(run.task, task),
+        "data": lab.data.digest(run.task, task),
         "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
         "versions": {"mpt_jax": mpt_jax.__version__, "jax": jax.__version__, "flax": flax.__version__},
         "config": run_config(stage, n, str(Path(lab.cfg.base.train.model_dir).expanduser())),

@@ -54,6 +54,8 @@ def check(cfg: PipelineConfig) -> None:
     for field, zero in (("bank_size", "no limit"), ("max_test_examples", "all")):
         if getattr(cfg, field) < 0:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
+    if cfg.claim_timeout <= 0:
+        raise UserError(f"PipelineConfig.claim_timeout must be positive, not {cfg.claim_timeout}.")
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         _check_retrieval(cfg)
     _check_stages(cfg)

@@ -1,10 +1,83 @@
-"""What a study asks of its tasks, looked at before anything is trained."""
+"""What a study asks of its tasks, looked at before anything is trained; and whether results that it has are of the same."""
+
+from collections.abc import Iterable
 
 from mpt_jax import setup
 from mpt_jax.config import PipelineConfig
+from mpt_jax.data import fingerprint
 from mpt_jax.data.cache import TokenCache, require_splits
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
+from mpt_jax.stages import tasks_of
+from mpt_jax.studies.results import Record
+
+
+class StudyData:
+    """Every cache of a study, opened (and built).
+
+    Attributes:
+        train: of each task that is trained on.
+        tests: of each task that is scored.
+
+    Raises:
+        UserError: as `check_data`.
+    """
+
+    def __init__(self, cfg: PipelineConfig, vocabulary: Vocabulary):
+        self.cfg = cfg
+        check_data(cfg, vocabulary)
+        trained, tasks = (*cfg.sources, *cfg.targets), tasks_of(cfg)
+        train = setup.open_caches(cfg.base, trained, cfg.base.data.train_split, vocabulary)
+        self.train = dict(zip(trained, train, strict=True))
+        if cfg.base.train.eval_period:
+            setup.open_caches(cfg.base, trained, cfg.base.data.eval_split, vocabulary)
+        self.tests = dict(zip(tasks, setup.open_caches(cfg.base, tasks, cfg.test_split, vocabulary), strict=True))
+        setup.open_labels(cfg.base, trained, vocabulary)
+        self._digests = [setup.data_digests(list(caches.values())) for caches in (self.train, self.tests)]
+
+    def digest(self, trained_on: str, task: str) -> str | None:
+        """Of what is trained on and of what is scored; None where one of them is not in this study."""
+        train, tests = self._digests
+        return fingerprint.digest(train[trained_on], tests[task]) if trained_on in train and task in tests else None
+
+    def test_sizes(self) -> dict[str, int]:
+        """How many examples of each task are scored."""
+        most = self.cfg.max_test_examples
+        return {task: min(len(cache), most) if most else len(cache) for task, cache in self.tests.items()}
+
+    def check(self, recorded: Iterable[Record]) -> None:
+        """UserError where a result was scored on another split, on other examples or on another number of them than now."""
+        sizes = self.test_sizes()
+        for record in (record for record in recorded if record["task"] in self.tests):
+            task, where = record["task"], f"{self.cfg.base.train.model_dir} holds the result of {record['run_id']}"
+            now = self.digest(record.get("trained_on", task), task)
+            split, number = record.get("split", self.cfg.test_split), record.get("num_examples", sizes[task])
+            if split != self.cfg.test_split:
+                raise UserError(
+                    f"{where} on the split '{split}', but PipelineConfig.test_split is '{self.cfg.test_split}' now; give the old "
+                    "value to continue, or another MODEL_DIR."
+                )
+            if now is not None and record.get("data", now) != now:
+                raise UserError(
+                    f"{where} on other training or test examples of the task '{task}' than there are now; restore them to "
+                    "continue, or give another MODEL_DIR."
+                )
+            if number != sizes[task]:
+                raise UserError(
+                    f"{where} on {number} test examples, but with PipelineConfig.max_test_examples={self.cfg.max_test_examples} "
+                    f"{sizes[task]} of '{task}' are scored now; give the old value to continue, or another MODEL_DIR."
+                )
+
+
+def check_backbone(cfg: PipelineConfig, recorded: Iterable[Record], fingerprint: str) -> None:
+    """UserError where a result is of other weights than those with the fingerprint."""
+    for record in recorded:
+        if record.get("backbone", fingerprint) != fingerprint:
+            raise UserError(
+                f"{cfg.base.train.model_dir} holds the result of {record['run_id']} on the backbone {record['backbone']}, but "
+                f"{cfg.base.backbone.checkpoint} is {fingerprint}; give the old INITIAL_CHECKPOINT_PATH to continue, or another "
+                "MODEL_DIR."
+            )
 
 
 def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:

@@ -25,6 +25,7 @@ from mpt_jax import pipeline, study_data
 from mpt_jax.board import Board, Failure, read_failures, read_results
 from mpt_jax.checkpoint.backbone import find_vocabulary
 from mpt_jax.checkpoint.folder import RunFolder
+from mpt_jax.claims import ClaimLost
 from mpt_jax.config import PipelineConfig, SweepConfig
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
@@ -65,6 +66,7 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     folder, drawing = check_sweep(cfg, cells)
     jobs = plan_jobs([cell.study for cell in cells])
     check_data(cells)
+    check_done(folder, jobs, cells)
     with Board(folder, cfg.claim_timeout) as board:
         failed = _Worker(cells, jobs, board, folder, drawing).work()
     if not write_results(folder, jobs, cells, drawing):
@@ -105,6 +107,28 @@ def check_data(cells: Sequence[Cell]) -> None:
     alike = {repr((one.base, one.sources, one.targets, one.zero_shot, one.test_split)): one for one in studies}
     for study in alike.values():
         study_data.check_data(study, load_vocabulary(find_vocabulary(study.base.backbone)))
+
+
+def check_done(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> None:
+    """That what is done already is of the weights and the data that are there now, of which a point's key says nothing.
+
+    Raises:
+        UserError: it is not.
+    """
+    done: dict[str, tuple[PipelineConfig, list[Record]]] = {}
+    for point in (point for job in jobs for point in job.points):
+        for study in (cells[number].study for number in point.cells):
+            done.setdefault(_shared(study), (study, []))[1].extend(read_results(folder, point.key) or ())
+    for study, records in done.values():
+        if records:
+            pipeline.check_kept(study, records)
+
+
+def _shared(study: PipelineConfig) -> str:
+    """Equal for studies that one `Lab` can do."""
+    base = study.base
+    tasks = study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples
+    return repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *tasks))
 
 
 def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], drawing: Drawing) -> int:
@@ -181,7 +205,7 @@ class _Worker:
             if not any(self._try(job) for job in left):
                 self._wait()
             self._look()
-        return self.failed
+        return {key: error for key, error in self.failed.items() if key not in self.finished}  # by another call, since
 
     def _left(self) -> list[Job]:
         over = self.finished | set(self.failed)
@@ -196,10 +220,13 @@ class _Worker:
         """Do what is left of the job, and free; whether anything was."""
         over = self.finished | set(self.failed)
         missing = [point for point in job.points if point.key not in over]
-        if lost := [key for point in missing for key in point.needs if key in self.failed]:
-            for point in missing:
+        if lost := [key for point in missing for key in point.needs if key in self.failed and key not in self.finished]:
+            if any(self.board.claims.is_anothers(key) for key in lost):  # who tries it again
+                return False
+            orphans = job.only(self.board.take(point.key for point in missing)).points
+            for point in orphans:
                 self._fail(point, f"What it starts from has failed: {self.failed[lost[0]]}")
-            return True
+            return bool(orphans)
         if not missing or not job.needs <= self.finished:
             return False
         taken = self.board.take(point.key for point in missing)
@@ -209,7 +236,7 @@ class _Worker:
         try:
             self._do(job.only(taken))
         finally:
-            self.board.give_back(taken)
+            self.board.claims.give_back(taken)
         return True
 
     def _do(self, job: Job) -> None:
@@ -219,6 +246,8 @@ class _Worker:
         """
         try:
             self._train(job)
+        except ClaimLost:
+            raise
         except BadStepError as error:
             if len(job.points) == 1:
                 self._fail(job.points[0], str(error))
@@ -244,21 +273,21 @@ class _Worker:
             f": {stage.title}; {runs}{f'{tokens}, ' if tokens else ''}{steps_of(job)} steps"
         )
         records = run_stage(self._lab(job), stage, f"[{len(self.finished) + 1}/{self.total}]", self.say)
-        pipeline.drop_weights(self.cells[first.cells[0]].study, stage)
         both = list(zip(stage.scored, records, strict=True))
         for n, point in enumerate(job.points):
             self.board.finish(point.key, [record for (run, _), record in both if stage.is_source or run == n])
             self.finished.add(point.key)
+        pipeline.drop_weights(self.cells[first.cells[0]].study, stage)  # only now: without results they are needed again
         self.cost_done += stage.cost({})
         write_results(self.folder, self.jobs, self.cells, self.drawing)  # `report` shows it
 
     def _fail(self, point: Point, error: str) -> None:
-        self.failed[point.key] = error
-        self.say(f"failed: {_name(point)}: {error}")
         try:
             self.board.fail(point.key, _name(point), error)
         except OSError as unwritten:  # a full disk: this call's last sentence says it all the same
             self.say(f"That cannot be written to {self.folder / 'failures'}: {unwritten.strerror}.")
+        self.failed[point.key] = error
+        self.say(f"failed: {_name(point)}: {error}")
 
     def _wait(self) -> None:
         """For others, who have claimed what is left or what it starts from."""
@@ -277,12 +306,11 @@ class _Worker:
         """The job's backbone, vocabulary and caches; checked against the results that its cells have."""
         cells = {point.cells[0] for point in job.points}
         study = _together([self.cells[number].study for number in sorted(cells)])
-        base, shared = study.base, (study.sources, study.targets, study.zero_shot, study.test_split, study.max_test_examples)
-        key = repr((base.backbone, base.data, base.partition, base.decode, base.train.eval_period, *shared))
+        key = _shared(study)
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
             recorded = [record for job in self.jobs for p in job.points if p.cells[0] in cells for record in self._results(p)]
-            self.lab = (key, Lab(study, {record["run_id"]: record for record in recorded}))
+            self.lab = (key, Lab(study, recorded, self.board.claims.check))
         return self.lab[1]
 
     def _results(self, point: Point) -> Sequence[Record]:

@@ -14,7 +14,7 @@ validates and saves, in this order and each only if the loss is finite. Its fold
 import functools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,12 +64,15 @@ class TrainResult(NamedTuple):
     earlier_seconds: float
 
 
-def run_training(experiment: Experiment, backbone: Backbone | None = None, *, label: str = "") -> TrainResult:
+def run_training(
+    experiment: Experiment, backbone: Backbone | None = None, *, label: str = "", check: Callable[[], None] = lambda: None
+) -> TrainResult:
     """Train a prompt, a bank of prompts or the whole model; resume, or return at once what a finished run has left.
 
     Args:
         backbone: one that is loaded already, else `experiment.backbone` is loaded.
         label: put before every line of progress.
+        check: is called after each step, and stops the run, as it is then, by what it raises.
     Raises:
         UserError: whatever is wrong with the configuration, the data or the files; a bad step (see `monitor.Meter`).
         Interrupted: after SIGINT or SIGTERM, with a checkpoint of the last step on disk.
@@ -84,7 +87,7 @@ def run_training(experiment: Experiment, backbone: Backbone | None = None, *, la
         return result
     run = _Run(experiment, folder, backbone, label)
     try:
-        with Interrupt() as interrupt:
+        with Interrupt(check) as interrupt:
             run.take_steps(interrupt)
             # Without checkpoints, what was trained would be lost. With them, writing a large model can be left and done again.
             return run.finish() if run.store is None else interrupt.abandonable(run.finish)
@@ -200,6 +203,7 @@ class _Run:
             with jax.transfer_guard("disallow"):  # the batch is there; nothing else may go to or come from the devices
                 self.state, metrics = self.train_step(self.state, self.frozen, placed)
             self.meter.add(metrics)
+            interrupt.check()
             last = step == config.steps
             if step == self.first + 1:
                 jax.block_until_ready(metrics)
@@ -368,7 +372,7 @@ def _write_result(
 
 
 def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | None) -> TrainResult | None:
-    """What an earlier call has left, if it went as far as this one would; None otherwise."""
+    """What an earlier call has left, if it went as far as this one would; None otherwise, and where its result is gone."""
     mark = folder.finished()
     if mark is None or mark["step"] < experiment.train.steps:
         return None
@@ -379,15 +383,18 @@ def _finished(experiment: Experiment, folder: RunFolder, backbone: Backbone | No
             f"MODEL_DIR {folder.path} holds a run on the backbone {mark['backbone']}, but this run's backbone is "
             f"{backbone.fingerprint}; give the backbone that it began with (INITIAL_CHECKPOINT_PATH) or another MODEL_DIR."
         )
+    tuned = experiment.prompt.method == "none"
+    path = folder.path / ("model" if tuned else FILE_NAME)
+    if not path.exists():  # dropped by a study that has not kept what it was scored, or by hand: it is trained again
+        return None
     history, seconds = read_history(folder.path), mark.get("seconds", 0.0)
-    if experiment.prompt.method == "none":
-        path = folder.path / "model"
+    if tuned:
         params = {"backbone": import_hf(path, experiment.backbone.architecture)[1]}
         best = [record["score"] for record in history if record["kind"] == "validation" and record["score"] is not None]
         return TrainResult(params, path, history, np.asarray([max(best, default=math.nan)]), seconds)
     prompts, meta = load_prompts(folder.path)
     scores = np.asarray([math.nan if score is None else score for score in meta["scores"]])
-    return TrainResult(prompts, folder.path / FILE_NAME, history, scores, seconds)
+    return TrainResult(prompts, path, history, scores, seconds)
 
 
 def _too_few(folder: RunFolder, taken: int, steps: int) -> UserError:

@@ -52,13 +52,16 @@ class Start(NamedTuple):
     ranked_by: dict[str, float]
 
 
-def find_starts(stage: Stage, backbone: Backbone, vocabulary: Vocabulary, label: str = "") -> list[Start]:
+def find_starts(
+    stage: Stage, backbone: Backbone, vocabulary: Vocabulary, label: str = "", check: Callable[[], None] = lambda: None
+) -> list[Start]:
     """Chooses each run's sources and writes the bank that its stage starts from; what an earlier call has chosen is read back.
 
     The bank has `stage.tries` prompts for each run, run by run.
 
     Args:
         label: put before every line of progress.
+        check: of `run_training`.
     Raises:
         UserError: a bank that was made for other runs, teachers or by another retrieval.
         BadStepError: a training for it has diverged; says where its rate is set.
@@ -78,12 +81,12 @@ def find_starts(stage: Stage, backbone: Backbone, vocabulary: Vocabulary, label:
         if retrieval.by == "loss":
             values = source_losses(stage.experiment, backbone, vocabulary, prompts, retrieval.max_examples)
         else:
-            own = _train(embedding_experiment(stage), "embedding", backbone, label)
+            own = _train(embedding_experiment(stage), "embedding", backbone, label, check)
             values = SIMILARITIES[retrieval.by]([*own, *prompts])[: len(own), len(own) :]
         starts = rank(retrieval, values, meta["tasks"])
         if retrieval.use == "mixture":
             mixture = mixture_experiment(stage, [start.sources for start in starts])
-            bank = _train(mixture, "mixture", backbone, label)
+            bank = _train(mixture, "mixture", backbone, label, check)
         else:
             bank = combine(retrieval, prompts, meta["tasks"], starts)
         meta = made_for | {
@@ -185,10 +188,10 @@ def average_weights(values: np.ndarray, by: str) -> np.ndarray:
     return np.where(sums > 0, weights / np.where(sums > 0, sums, 1.0), 1 / values.shape[1])
 
 
-def _train(experiment: Experiment, kind: str, backbone: Backbone, label: str) -> np.ndarray:
+def _train(experiment: Experiment, kind: str, backbone: Backbone, label: str, check: Callable[[], None]) -> np.ndarray:
     """The plain prompts [G,P,D] of one of `RetrievalConfig.stages`, `kind`."""
     try:
-        return np.asarray(run_training(experiment, backbone, label=f"{label} {kind}:").params["prompt"])
+        return np.asarray(run_training(experiment, backbone, label=f"{label} {kind}:", check=check).params["prompt"])
     except BadStepError as error:
         error.settings = f"RetrievalConfig.stages['{kind}']"
         raise

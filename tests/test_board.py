@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mpt_jax.board import Board, read_failures
+from mpt_jax.claims import ClaimLost, Claims
 from mpt_jax.errors import UserError
 
 KEYS = [f"{n:04x}" for n in range(40)]
@@ -40,6 +41,43 @@ from mpt_jax.board import Board
 with Board(Path(sys.argv[1]), float(sys.argv[2])) as board:
     print(*board.take(sys.argv[3].split(",")), flush=True)
     time.sleep(600)
+"""
+LATE = """
+import sys
+from pathlib import Path
+from mpt_jax.board import Board
+from mpt_jax.claims import ClaimLost
+with Board(Path(sys.argv[1]), 0.5) as board:
+    print(*board.take(["a", "b"]), flush=True)
+    for line in sys.stdin:
+        try:
+            board.claims.check() if line == "go on\\n" else eval(line)
+            print("went on", flush=True)
+        except ClaimLost as error:
+            print(error, flush=True)
+"""
+# C looks at a claim whose owner is gone; before it moves that away, B takes it over; before C gives B's back, D claims it.
+RACE = """
+import sys
+from pathlib import Path
+from mpt_jax.board import Board
+from mpt_jax.claims import ClaimLost
+folder, steps, busy = Path(sys.argv[1]), [], []
+def between(event, arguments):
+    if not busy and steps and event in steps[0][0]:
+        busy.append(event)
+        steps.pop(0)[1]()
+        busy.clear()
+sys.addaudithook(between)
+with Board(folder, 60) as b, Board(folder, 60) as c, Board(folder, 60) as d:
+    steps += [(("os.rename",), lambda: b.take("a")), (("os.rename", "os.link"), lambda: d.take("a"))]
+    print(c.take("a"), len(steps), c.claims.owner("a")["token"] == d.claims.me["token"])
+    for board in (b, d):
+        try:
+            board.finish("a", [{"by": "b" if board is b else "d"}])
+        except ClaimLost:
+            print("lost")
+    print(d.results("a"))
 """
 
 
@@ -73,6 +111,73 @@ def test_the_claims_of_a_killed_process_are_taken_over_at_once_and_those_of_a_li
         os.kill(sleeper.pid, signal.SIGKILL)
         sleeper.wait()
         assert board.take(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("end", ["finish('a', [{'by': 'late'}])", "fail('a', 'point a', 'no luck')"])
+def test_a_job_that_was_held_up_for_too_long_stops(tmp_path, end):
+    """What it held and another has taken over meanwhile it neither finishes nor fails, nor works on."""
+    with start(LATE, str(tmp_path)) as late, contextlib.ExitStack() as stopping, Board(tmp_path, 0.5) as board:
+        stopping.callback(late.kill)
+
+        def asked(line: str) -> str:
+            late.stdin.write(f"{line}\n")
+            late.stdin.flush()
+            return late.stdout.readline()
+
+        assert late.stdout.readline() == "a b\n"
+        time.sleep(0.7)
+        assert asked("go on") == "went on\n"
+        os.kill(late.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 30
+        while not board.take(["a"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(late.pid, signal.SIGCONT)
+        sentence = f"no sign of life for 0.5 s, and process {os.getpid()} on "
+        assert sentence in asked("go on")
+        assert sentence in asked(f"board.{end}")
+        assert board.results("a") is None and read_failures(tmp_path, ["a"]) == {}
+        board.finish("a", [{"by": "board"}])
+        late.stdin.close()
+        assert late.wait(timeout=30) == 0
+        assert board.results("a") == [{"by": "board"}]
+        assert board.take(["b"]) == ["b"]  # given back, or taken over
+
+
+def test_a_claim_that_changes_hands_while_it_is_taken_over_has_one_owner(tmp_path):
+    claim = tmp_path / "claims" / "a.json"
+    claim.parent.mkdir()
+    claim.write_text(json.dumps({"machine": "elsewhere", "pid": 1, "token": "theirs"}))
+    os.utime(claim, (1, 1))
+    with start(RACE, str(tmp_path)) as race:
+        assert race.stdout.read().splitlines() == ["[] 0 True", "lost", "[{'by': 'd'}]"]
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_only_a_claim_of_a_living_job_is_anothers(tmp_path):
+    with Claims(tmp_path, 0.5) as mine, Claims(tmp_path, 0.5) as theirs:
+        assert not mine.is_anothers("a")
+        assert theirs.take("a") and not theirs.take("a")
+        assert mine.is_anothers("a") and not theirs.is_anothers("a")
+        theirs.check("a")
+        with pytest.raises(ClaimLost, match=r"and process \d+ on .*a\.json\), so it stops; the same command"):
+            mine.check("a")
+
+
+def test_a_claim_from_another_machine_is_watched_for_a_sign_of_life(tmp_path):
+    """One whose owner is seen to live is not waited for, nor one of this machine, where that can be told at once."""
+    claim, said = tmp_path / "a.json", []
+    with Claims(tmp_path, 4) as claims:
+        claim.write_text(json.dumps({"machine": "elsewhere", "host": "there", "pid": 7, "token": "theirs"}))
+        beat = threading.Timer(1, os.utime, [claim])
+        beat.start()
+        began = time.monotonic()
+        assert not claims.take_or_wait("a", said.append) and time.monotonic() - began < 4
+        assert claims.take_or_wait("a", said.append) and claims.owner("a") == claims.me
+        assert said == ["waiting up to 4 s for a sign of life of process 7 on there, to go on if there is none"] * 2
+        with Claims(tmp_path, 4) as others:
+            began = time.monotonic()
+            assert not others.take_or_wait("a", said.append) and time.monotonic() - began < 1
+    assert len(said) == 2
 
 
 def test_a_claim_from_another_machine_is_taken_over_when_its_time_is_up(tmp_path):

@@ -14,7 +14,7 @@ LEVELS = {
     1: "models prompts losses decoding metrics costs collectives guard",
     2: "prompts.arrays prompts.peft prompts.files prompts.init prompted_t5 distill optim partitioning data",
     3: "train_state checkpoint",
-    4: "setup board monitor predict ensemble train evaluate infer export convert browse memory plan bench",
+    4: "setup board claims monitor predict ensemble train evaluate infer export convert browse memory plan bench",
     5: "stages study_checks study_data jobs transfer pipeline sweep sweep_cost studies",
     6: "resolve gin_bindings usage cli __main__",
 }

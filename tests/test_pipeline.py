@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -12,6 +15,7 @@ import study
 import tiny
 
 from mpt_jax import cli, setup, stages, transfer
+from mpt_jax.claims import ClaimLost, Claims
 from mpt_jax.config import StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
@@ -367,21 +371,71 @@ def test_results_of_another_study_are_refused_and_kept(finished, config):
     assert (finished / "results.jsonl").read_bytes() == lines
 
 
-def test_another_backbone_is_refused(copy, config):
+@pytest.mark.parametrize("left", [0, 1])
+def test_another_backbone_is_refused(copy, config, left):
+    """Whether or not anything is left to train."""
     path = copy / "results.jsonl"
-    lines = [json.loads(line) | {"backbone": "0" * 16} for line in path.read_text().splitlines()[:-1]]
+    lines = [json.loads(line) | {"backbone": "0" * 16} for line in path.read_text().splitlines()]
+    lines = lines[: len(lines) - left]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match="0000000000000000"):
         run_pipeline(config)
 
 
-def test_results_on_other_data_are_refused(copy, config):
+@pytest.mark.parametrize("left", [0, 1])
+def test_results_on_other_data_are_refused(copy, config, left):
     path = copy / "results.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = lines[: len(lines) - left]
     lines[0]["data"] = "0" * 16
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(UserError, match=r"teachers/kall/prompt_tuning/tiny_colour/seed0 on other training or test examples of"):
         run_pipeline(config)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (0, 1, 2)])
+def test_results_that_were_scored_in_another_way_are_refused(finished, config, seeds):
+    """Whether or not anything is left to train; a larger limit that changes nothing is none."""
+    lines = (finished / "results.jsonl").read_bytes()
+    for changes, words in (
+        (
+            {"max_test_examples": 3},
+            r"/kall/prompt_tuning/tiny_colour/seed0 on 6 test examples, but with .*_examples=3 3 of 'tiny",
+        ),
+        ({"test_split": "train"}, r"on the split 'validation', but PipelineConfig\.test_split is 'train' now"),
+        ({"test_split": "nonexistent"}, "has no split 'nonexistent'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run_pipeline(dataclasses.replace(config, seeds=seeds, **changes))
+    assert (finished / "results.jsonl").read_bytes() == lines
+
+
+def test_a_study_is_done_by_one_call_at_a_time(finished, config):
+    with Claims(finished / "claims", 60) as claims:
+        assert claims.take("study")
+        with pytest.raises(UserError, match=rf"Process {os.getpid()} on .* is at work on the study in MODEL_DIR .*; wait until"):
+            run_pipeline(config)
+    run_pipeline(config)
+    assert list((finished / "claims").iterdir()) == []
+
+
+def test_a_call_that_has_lost_its_study_stops_at_the_next_step(folder):
+    few = {"prompt_tuning": StageConfig(500, 4, study.PLAIN)}
+    cfg = study.pipeline(folder, "lost", **FEW, few_shot=few)
+    claim = folder / "lost" / "claims" / "study.json"
+
+    def take_over() -> None:
+        while not list((folder / "lost").glob("runs/*/metrics.jsonl")):
+            time.sleep(0.05)
+        claim.write_text(json.dumps({"host": "elsewhere", "pid": 7, "token": "theirs"}))
+
+    thread = threading.Thread(target=take_over, daemon=True)
+    thread.start()
+    with pytest.raises(ClaimLost, match="process 7 on elsewhere has taken over"):
+        run_pipeline(dataclasses.replace(cfg, claim_timeout=1))
+    thread.join()
+    assert not (folder / "lost" / "results.jsonl").exists() and not list((folder / "lost").glob("runs/*/finished.json"))
+    assert json.loads(claim.read_text())["token"] == "theirs"
 
 
 def test_seconds_are_those_of_all_calls(copy, config):

@@ -16,6 +16,7 @@ import study
 import tiny
 
 from mpt_jax import cli
+from mpt_jax.board import Board
 from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
@@ -24,11 +25,13 @@ from mpt_jax.jobs import plan_jobs
 from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
-from mpt_jax.sweep import Cell, run_sweep
+from mpt_jax.sweep import Cell, _Worker, check_sweep, run_sweep
 from mpt_jax.sweep_cost import describe, training_work
 
 LENGTHS = (2, 4)
 SWEEP = SweepConfig(axes={"PROMPT_LENGTH": LENGTHS})
+ROOT = Path(__file__).parent.parent
+WHERE = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}}  # of another process
 
 
 @pytest.fixture(scope="module")
@@ -193,10 +196,10 @@ def test_cells_with_different_targets_share_a_bank_and_each_is_scored_on_its_own
     assert "tiny_animal" in report.with_suffix(".md").read_text()  # the mean over targets lacks one of them in a cell
 
 
-def gin_study(folder: Path, run: str) -> Path:
+def gin_study(folder: Path, run: str, **changes) -> Path:
     """A gin file of the same sweep without MPT, in two banks, for calls of the command."""
     few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
-    config = cells_of(folder, run, lengths=(4,), few_shot=few, bank_size=4)[0].study
+    config = cells_of(folder, run, lengths=(4,), **{"few_shot": few, "bank_size": 4} | changes)[0].study
     text = config_text(config).replace("PromptConfig.length = 4", "PromptConfig.length = %PROMPT_LENGTH")
     path = folder / f"{run}.gin"
     path.write_text(f"PROMPT_LENGTH = 4\nSweepConfig.axes = {{'PROMPT_LENGTH': {LENGTHS}}}\n{text}")
@@ -204,10 +207,8 @@ def gin_study(folder: Path, run: str) -> Path:
 
 
 def call(gin: Path, *more: str) -> subprocess.Popen:
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
     command = [sys.executable, "-m", "mpt_jax", "sweep", f"--gin_file={gin}", *more]
-    return subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **WHERE)
 
 
 def test_two_calls_share_a_sweep_and_one_that_is_killed_is_replaced(folder, finished):
@@ -337,3 +338,70 @@ def test_folders_of_other_things_are_refused(folder, tmp_path):
     (folder / "taken" / "points").mkdir()
     with pytest.raises(UserError, match="holds a sweep, not a study"):
         check_study(cells[0].study)
+
+
+KILLED_AT_RESULTS = """
+import os, signal, sys
+from mpt_jax.cli import main
+def kill(event, arguments):
+    if event == "os.rename" and "/points/" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+main(["sweep", f"--gin_file={sys.argv[1]}"])
+"""
+
+
+def test_a_kill_while_results_are_written_loses_no_point(folder, capsys):
+    """A tuned model is there until its results are; and where it is gone without them, it is trained again."""
+    few = {"model_tuning": study.pipeline(folder).few_shot["model_tuning"]}
+    gin = gin_study(folder, "cut", few_shot=few, targets=("tiny_mood",), seeds=(0,))
+    command = [sys.executable, "-c", KILLED_AT_RESULTS, str(gin)]
+    assert subprocess.run(command, **WHERE).returncode == -signal.SIGKILL
+    assert list((folder / "cut" / "points").glob("*.json")) == []
+    (model,) = (folder / "cut").glob("runs/*/model")
+    assert (model / "model.safetensors").exists()
+    (mark,) = (folder / "cut").glob("runs/*/finished.json")
+    shutil.rmtree(model)  # as an earlier version left it
+    assert cli.main(["sweep", f"--gin_file={gin}"]) == 0, capsys.readouterr().err
+    assert len(scores(folder / "cut")) == 2 and mark.exists() and not model.exists()
+
+
+def test_what_another_call_tries_again_is_neither_given_up_nor_reported_as_failed(folder):
+    cells = cells_of(folder, "helped", lengths=(4,))
+    jobs, root = plan_jobs([cell.study for cell in cells]), check_sweep(cells)
+    (source,) = (point.key for job in jobs for point in job.points if point.stage.kind == "source")
+    (orphans,) = (job for job in jobs if source in job.needs)
+    with Board(root, 60) as ours, Board(root, 60) as theirs:
+        worker = _Worker(cells, jobs, ours, root)
+        worker.failed[source] = "out of memory"
+        assert theirs.take([source]) == [source]
+        assert not worker._try(orphans)
+        assert list((root / "failures").iterdir()) == [] and worker.failed.keys() == {source}
+        theirs.fail(source, "the source", "out of memory")
+        assert worker._try(orphans)
+        assert len(list((root / "failures").iterdir())) == 1 + len(orphans.points) == len(worker.failed)
+        for key in (point.key for job in jobs for point in job.points):
+            assert theirs.take([key]) == [key]
+            theirs.finish(key, [{"run_id": key}])
+        assert worker.work() == {}
+
+
+def test_results_of_other_weights_under_the_same_path_are_refused(tmp_path):
+    folder = tiny.make(tmp_path)
+    few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}
+
+    def cells(**changes) -> list[Cell]:
+        return cells_of(
+            folder, "swapped", **{"few_shot": few, "seeds": (0,), "targets": ("tiny_mood",), "lengths": (4,)} | changes
+        )
+
+    run_sweep(SWEEP, cells())
+    before = (folder / "swapped" / "results.jsonl").read_bytes()
+    tiny.make_attentive(folder)
+    for changes in ({}, {"seeds": (0, 1)}, {"lengths": LENGTHS}):
+        with pytest.raises(
+            UserError, match=r"holds the result of few_shot/k2/.* on the backbone \w{16}, but .*/model is \w{16}; give"
+        ):
+            run_sweep(SWEEP, cells(**changes))
+    assert (folder / "swapped" / "results.jsonl").read_bytes() == before
+    run_sweep(SWEEP, cells(targets=("tiny_animal",)))  # of which nothing is done

@@ -75,6 +75,7 @@ class PipelineConfig:
     max_test_examples: int = 0  # per task; 0 = all
     bank_size: int = 0  # most prompts trained side by side on the targets, but all that one run tries; 0 = no limit
     keep_models: bool = False  # keep the weights of model tuning after they are scored, each as large as the backbone
+    claim_timeout: int = 300  # seconds without a sign of life after which another `pipeline` call may go on with the study
 
 
 @dataclasses.dataclass(frozen=True)
