@@ -138,7 +138,9 @@ def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], draw
     """
     collected = collect_results(folder, jobs, cells)
     if collected:
-        collected[0] = {**collected[0], "sweep": dataclasses.asdict(drawing)}
+        missing = [point.key for job in jobs for point in job.points if read_results(folder, point.key) is None]
+        now = dataclasses.replace(drawing, missing=len(missing), failed=len(read_failures(folder, missing)))
+        collected[0] = {**collected[0], "sweep": dataclasses.asdict(now)}
         lines = [json.dumps(record, ensure_ascii=False, default=gin_literal) + "\n" for record in collected]  # of an axis: @a/B()
         write_text(folder / results.RESULTS_FILE, "".join(lines))
     return len(collected)

@@ -237,6 +237,7 @@ def test_failures_may_be_read_while_another_call_removes_them(tmp_path):
         reader = threading.Thread(target=read)
         reader.start()
         for _ in range(1000):
+            assert board.take(["a"]) == ["a"]
             board.fail("a", "point a", "no luck")
             (tmp_path / "failures" / "a.json").unlink()
         stop.set()

@@ -286,3 +286,20 @@ def test_an_axis_matters_where_no_two_of_its_values_share_a_seed():
     """As in an unfinished sweep, or along an axis of seeds."""
     found = [r for r in records(("prompt_tuning",)) if r["seed"] == SEEDS[LENGTHS.index(r["cell"]["PROMPT_LENGTH"]) % len(SEEDS)]]
     assert not any("whatever" in text for text in grid.grid_findings(found, "PROMPT_LENGTH"))
+
+
+def test_numbers_on_an_axis_are_drawn_by_size():
+    """Also those that came to a sweep later."""
+    late = records(lengths=(LENGTHS[-1], *LENGTHS[:-1]))
+    assert grid.axes_of(late)["PROMPT_LENGTH"] == sorted(LENGTHS)
+    (axis,) = grid.score_by_axis(late, "PROMPT_LENGTH").axes
+    drawn = [line.get_xdata() for line in axis.get_lines() if len(line.get_xdata()) == len(LENGTHS)]
+    assert drawn and all(list(xs) == sorted(xs) for xs in drawn)
+
+
+def test_an_unfinished_sweep_says_so(tmp_path):
+    write_results(tmp_path, records(), axes={"PROMPT_LENGTH": [*LENGTHS, 999]}, missing=12, failed=4)
+    text = (write_report(tmp_path).parent / "report.md").read_text()
+    assert "999" in text and "It is not finished: 12 points without a result, 4 of them failed" in text
+    write_results(tmp_path, records())
+    assert "not finished" not in (write_report(tmp_path).parent / "report.md").read_text()

@@ -162,7 +162,8 @@ def test_a_file_that_cannot_be_written_fails_its_point_and_the_rest_is_done(fold
     (job.stage().folder / "config.gin").mkdir(parents=True)
     with pytest.raises(UserError, match=r"1 of 2 points failed; the first, .*: .*config.gin"):
         run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), cells)
-    assert [record["cell"] for record in results.read(folder / "unwritable" / "results.jsonl")] == [{"rate": 0.3}]
+    (record,) = results.read(folder / "unwritable" / "results.jsonl")
+    assert record["cell"] == {"rate": 0.3} and (record["sweep"]["missing"], record["sweep"]["failed"]) == (1, 1)
     assert list((folder / "unwritable" / "claims").iterdir()) == []
 
 

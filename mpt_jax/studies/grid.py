@@ -45,14 +45,14 @@ def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
     """The report of a sweep as blocks. An x or an axis of the drawing that the results do not have is left aside."""
     drawing = drawing or Drawing()
     axes = axes_of(records)
-    planned = axes | {axis: values for axis, values in drawing.axes.items() if axis in axes}
+    planned = axes | {axis: _in_order(values) for axis, values in drawing.axes.items() if axis in axes}
     x = drawing.x if drawing.x in axes else _first_axis(planned)
     targets = results.targets_of(records)
     if not targets:
         return [Text(("No target task has been scored yet.",))]
     tasks = results.values_of(targets, "task")
     found = tuple(grid_findings(records, x))
-    blocks: list[Block] = [Text((_about(records, axes),)), Heading("Scores")]
+    blocks: list[Block] = [Text((_about(records, planned, drawing),)), Heading("Scores")]
     blocks.append(Text(found or ("No cell has been scored on every target yet, so there is no mean.",)))
     blocks += _pictures(targets, x, planned[x], drawing.published) if found else []
     blocks += [Heading("Numbers"), grid_table(targets, x)]
@@ -82,14 +82,19 @@ def _first_axis(axes: Mapping[str, Sequence[Any]]) -> str:
 
 
 def axes_of(records: Records) -> dict[str, list[Any]]:
-    """Every axis with its values, in the order of the cells."""
+    """Every axis with its values: numbers by size, others in the order of the cells."""
     axes: dict[str, list[Any]] = {}
     for record in records:
         for axis, value in record.get("cell", {}).items():
             values = axes.setdefault(axis, [])
             if value not in values:
                 values.append(value)
-    return axes
+    return {axis: _in_order(values) for axis, values in axes.items()}
+
+
+def _in_order(values: Sequence[Any]) -> list[Any]:
+    """Numbers by size, for a value may have been added to an axis later."""
+    return sorted(values) if all(map(is_number, values)) else list(values)
 
 
 def series_of(records: Records, x: str) -> dict[Series, list[Record]]:
@@ -267,10 +272,14 @@ def _mean(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
     return results.spread(results.seed_means(runs, runs[0]["method"], k, tasks).values())
 
 
-def _about(records: Records, axes: Mapping[str, Sequence[Any]]) -> str:
+def _about(records: Records, axes: Mapping[str, Sequence[Any]], drawing: Drawing) -> str:
     cells = {json.dumps(record["cell"], sort_keys=True) for record in records}
     parts = [f"{short(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
-    return f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
+    text = f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
+    if not drawing.missing:
+        return text
+    why = f", {drawing.failed:,} of them failed (the folder `failures` says why)" if drawing.failed else ""
+    return f"{text} It is not finished: {counted(drawing.missing, 'point')} without a result{why}."
 
 
 def grid_findings(records: Records, x: str = "") -> Iterator[str]:

@@ -33,11 +33,14 @@ class Drawing:
     """How the runs of a sweep are drawn.
 
     `x` is the axis along which curves run ("": the first with numbers); `axes` has all values, also of cells without results yet.
+    `missing` points have no results yet; `failed` of these have failed.
     """
 
     x: str = ""
     axes: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     published: tuple[Published, ...] = ()
+    missing: int = 0
+    failed: int = 0
 
 
 def read_published(path: str | Path) -> tuple[Published, ...]:
