@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 
-from mpt_jax.config import PipelineConfig, nearest
+from mpt_jax.config import PROMPT_INITS, PipelineConfig, StageConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.studies.results import METHODS
 
 SOURCE_SAMPLING = ("mpt", "proportional")
 MEASURES = ("loss", "average_token", "per_token")  # of RetrievalConfig.by
 USES = ("best", "average", "mixture")  # of RetrievalConfig.use
+STARTS = tuple(init for init in PROMPT_INITS if init != "file")  # of StageConfig.init
+FROM_SOURCES = "its prompts start from a source training's"
+NO_START = {"mpt": FROM_SOURCES, "spot": FROM_SOURCES, "model_tuning": "it trains no prompt"}  # a target's method → why
 
 
 def check(cfg: PipelineConfig) -> None:
@@ -53,10 +56,42 @@ def check(cfg: PipelineConfig) -> None:
     for field, zero in (("bank_size", "no limit"), ("max_test_examples", "all")):
         if getattr(cfg, field) < 0:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
+    _check_stages(cfg)
+    if unknown := sorted(cfg.base.prompt.init_labels_of.keys() - {*cfg.sources, *cfg.targets}):
+        raise UserError(
+            f"PromptConfig.init_labels_of has '{unknown[0]}', which is no task of the study's sources and targets; take it out."
+            f"{nearest(unknown[0], (*cfg.sources, *cfg.targets))}"
+        )
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         _check_retrieval(cfg)
     for target, tasks in cfg.zero_shot.items():
         _check_zero_shot(cfg, target, tasks)
+
+
+def _check_stages(cfg: PipelineConfig) -> None:
+    """What a stage may have of its own."""
+
+    def look(where: str, stage: StageConfig, why_not: str = "") -> None:
+        if stage.warmup_steps < -1:
+            raise UserError(
+                f"{where} has the StageConfig.warmup_steps {stage.warmup_steps}; it must be 0 or more, or -1, which stands for "
+                "OptimizerConfig.warmup_steps."
+            )
+        if stage.init not in ("", *STARTS):
+            raise UserError(
+                f"{where} has the StageConfig.init '{stage.init}'; it must be one of {', '.join(STARTS)}, or '', which "
+                f"stands for PromptConfig.init.{nearest(stage.init, STARTS)}"
+            )
+        if stage.init and why_not:
+            raise UserError(f"{where} has the StageConfig.init '{stage.init}', but {why_not}; clear it.")
+
+    for field in ("teacher", "source"):
+        look(f"PipelineConfig.{field}", getattr(cfg, field))
+    for name, stage in cfg.retrieval.stages.items():
+        look(f"RetrievalConfig.stages['{name}']", stage)
+    for field in ("few_shot", "full_data"):
+        for method, stage in getattr(cfg, field).items():
+            look(f"PipelineConfig.{field}['{method}']", stage, NO_START.get(method, ""))
 
 
 def _check_retrieval(cfg: PipelineConfig) -> None:
