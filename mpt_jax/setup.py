@@ -228,16 +228,24 @@ def labels_of(experiment: Experiment, task: str, vocabulary: Vocabulary) -> tupl
     Raises:
         UserError: it is given none, and its training split shows none.
     """
-    given = experiment.prompt.init_labels_of.get(task, experiment.prompt.init_labels)
-    if given:
+    if given := given_labels(experiment, task):
         return given
     (cache,) = open_caches(experiment, [task], experiment.data.train_split, vocabulary)
     if not cache.label_texts:
-        raise UserError(
-            f"Task '{task}' has no class labels that a prompt could start from (PromptConfig.init='labels'): "
-            f"{cache.why_no_labels}; name words for it in PromptConfig.init_labels_of['{task}'], or take another init."
-        )
+        raise no_labels(task, cache.why_no_labels)
     return cache.label_texts
+
+
+def given_labels(experiment: Experiment, task: str) -> tuple[str, ...]:
+    """What the configuration gives a prompt of the task to start from; () = nothing, so that it needs labels of its own."""
+    return experiment.prompt.init_labels_of.get(task, experiment.prompt.init_labels)
+
+
+def no_labels(task: str, why: str) -> UserError:
+    return UserError(
+        f"Task '{task}' has no class labels that a prompt could start from (PromptConfig.init='labels'): {why}; name words for "
+        f"it in PromptConfig.init_labels_of['{task}'], or take another init."
+    )
 
 
 def frozen_tree(experiment: Experiment, streams: Streams, backbone: Backbone, mesh: Mesh) -> Tree:

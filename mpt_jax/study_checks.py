@@ -57,11 +57,6 @@ def check(cfg: PipelineConfig) -> None:
         if getattr(cfg, field) < 0:
             raise UserError(f"PipelineConfig.{field} must not be negative (0 = {zero}), not {getattr(cfg, field)}.")
     _check_stages(cfg)
-    if unknown := sorted(cfg.base.prompt.init_labels_of.keys() - {*cfg.sources, *cfg.targets}):
-        raise UserError(
-            f"PromptConfig.init_labels_of has '{unknown[0]}', which is no task of the study's sources and targets; take it out."
-            f"{nearest(unknown[0], (*cfg.sources, *cfg.targets))}"
-        )
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         _check_retrieval(cfg)
     for target, tasks in cfg.zero_shot.items():

@@ -2,6 +2,7 @@
 
 from mpt_jax import setup
 from mpt_jax.config import Experiment, PipelineConfig
+from mpt_jax.data import registry
 from mpt_jax.data.cache import TokenCache, require_splits
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
@@ -43,6 +44,17 @@ def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:
                     f"'{target}' are {', '.join(ours)}; give a task of the same labels, or register it with these label words "
                     "(docs/tasks.md)."
                 )
+
+
+def check_known_starts(cfg: PipelineConfig) -> None:
+    """As much of `check_data` as the registered tasks tell, for a call that reads no data: those known to write free text.
+
+    Raises:
+        UserError: an unknown task; one without labels or words that a prompt is to start from.
+    """
+    for task in from_labels(cfg):
+        if not setup.given_labels(cfg.base, task) and registry.writes_free_text(cfg.base.data, task):
+            raise setup.no_labels(task, "its answers are free text")
 
 
 def from_labels(cfg: PipelineConfig) -> list[str]:

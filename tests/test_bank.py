@@ -156,7 +156,7 @@ def test_words_are_given_to_a_task_without_class_labels_and_only_to_it(folder):
     shared = tiny.replace(config, data={"streams": tuple(dataclasses.replace(one, group=0, length=0) for one in streams)})
     assert setup.init_labels(shared, setup.find_streams(shared), vocabulary) == [(*words, "no", "yes")]
     without = tiny.replace(config, prompt={"init_labels_of": {}})
-    with pytest.raises(UserError, match=r"'tiny_free' has no class labels .* init_labels_of\['tiny_free'\]") as error:
+    with pytest.raises(UserError, match=r"'tiny_free' has no class labels .*init_labels_of\['tiny_free'\]") as error:
         run_training(without)
     assert "rank" not in str(error.value) and "DecodeConfig" not in str(error.value)
     result = run_training(tiny.replace(config, train={"steps": 1}))

@@ -7,15 +7,22 @@ import pytest
 import study
 import tiny
 
+from mpt_jax import cli
 from mpt_jax.checkpoint.backbone import find_vocabulary
 from mpt_jax.config import RetrievalConfig, StageConfig, SweepConfig
+from mpt_jax.data.registry import writes_free_text
 from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.pipeline import run_pipeline
+from mpt_jax.stages import plan
 from mpt_jax.study_data import check_data
 from mpt_jax.sweep import Cell, run_sweep
 
 WORDS = r"Task 'tiny_free' has no class labels .* name words .* PromptConfig\.init_labels_of\['tiny_free'\]"
+FREE_TEXT = dict.fromkeys(("record_attempt", "wsc_t5", "squad_prompt_tuning", "xsum_t5", "goemotions_t5"), True)
+FREE_TEXT |= dict.fromkeys(
+    ("wsc_attempt", "rte_prompt_tuning", "multirc_attempt", "stsb_t5", "winogrande_t5", "tiny_free"), False
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +79,24 @@ def test_only_stages_whose_prompts_start_from_labels_are_asked(folder):
         check(config(folder, "asked", **mood, **last, full_data={"spot": spot}, retrieval=retrieval))
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ({"tiny_fre": ("red",)}, r"init_labels_of has 'tiny_fre', .* no task of the study.* 'tiny_free'\?"),
-        ({"tiny_free": ()}, r"init_labels_of\['tiny_free'\] names no word"),
-    ],
-)
-def test_words_that_mean_nothing_are_told(words, told):
-    from mpt_jax.stages import plan
+@pytest.mark.parametrize("name", ["lester_lengths", "lester_inits"])
+def test_a_dry_run_tells_of_answers_that_the_library_knows_to_be_free_text(name, capsys):
+    """Without weights or data; of `lester_inits`, whose first cells start from something else, too."""
+    arguments = ["sweep", f"--gin_file=gin/studies/{name}.gin", "--dry-run", "--gin.PromptConfig.init_labels_of={}"]
+    assert cli.main(arguments) == 2
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "Task 'record_prompt_tuning' has no class labels" in told and "its answers are free text" in told
 
-    with pytest.raises(UserError, match=told):
-        plan(config(Path("f"), "r", words=words))
+
+def test_what_the_library_knows_to_be_free_text():
+    """Neither digits nor words of labels nor STS-B's few numbers; a task that says nothing of itself may be anything."""
+    data = tiny.experiment(Path("f"), "r").data
+    known = {name: writes_free_text(dataclasses.replace(data, task_modules=("tasks", "tiny_tasks")), name) for name in FREE_TEXT}
+    assert known == FREE_TEXT
+
+
+def test_words_of_a_task_that_the_study_leaves_out_do_no_harm_and_no_words_are_told(folder):
+    """A study may be cut down to some of its targets by a flag."""
+    check(config(folder, "fewer", targets=("tiny_mood",), words={"tiny_free": ("red",)}))
+    with pytest.raises(UserError, match=r"init_labels_of\['tiny_free'\] names no word"):
+        plan(config(folder, "fewer", words={"tiny_free": ()}))
