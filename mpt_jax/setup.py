@@ -215,17 +215,39 @@ def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbo
 
 
 def init_labels(experiment: Experiment, streams: Streams, vocabulary: Vocabulary) -> list[tuple[str, ...]]:
-    """What each group's prompt starts from, where that is "labels": the configured ones, else those of the group's own tasks."""
+    """What each group's prompt starts from, where that is "labels": those of its tasks. UserError as `labels_of`."""
     found: list[tuple[str, ...]] = []
     for group, init in enumerate(streams.inits):
         starts = (init or experiment.prompt.init) == "labels"
-        texts: dict[str, None] = dict.fromkeys(experiment.prompt.init_labels if starts else ())
-        if starts and not texts:
-            tasks = [stream.task for stream in streams.configs if stream.group == group]
-            for cache in open_caches(experiment, tasks, experiment.data.train_split, vocabulary):
-                texts |= dict.fromkeys(cache.label_set.texts)
-        found.append(tuple(texts))
+        tasks = dict.fromkeys(stream.task for stream in streams.configs if starts and stream.group == group)
+        found.append(tuple(dict.fromkeys(label for task in tasks for label in labels_of(experiment, task, vocabulary))))
     return found
+
+
+def labels_of(experiment: Experiment, task: str, vocabulary: Vocabulary) -> tuple[str, ...]:
+    """What a prompt of the task starts from with init="labels": what `PromptConfig` gives for it, else its own class labels.
+
+    Raises:
+        UserError: it is given none, and its training split shows none.
+    """
+    if given := given_labels(experiment, task):
+        return given
+    (cache,) = open_caches(experiment, [task], experiment.data.train_split, vocabulary)
+    if not cache.label_texts:
+        raise no_labels(task, cache.why_no_labels)
+    return cache.label_texts
+
+
+def given_labels(experiment: Experiment, task: str) -> tuple[str, ...]:
+    """What the configuration gives a prompt of the task to start from; () = nothing, so that it needs labels of its own."""
+    return experiment.prompt.init_labels_of.get(task, experiment.prompt.init_labels)
+
+
+def no_labels(task: str, why: str) -> UserError:
+    return UserError(
+        f"Task '{task}' has no class labels that a prompt could start from (PromptConfig.init='labels'): {why}; name words for "
+        f"it in PromptConfig.init_labels_of['{task}'], or take another init."
+    )
 
 
 def frozen_tree(experiment: Experiment, streams: Streams, backbone: Backbone, mesh: Mesh) -> Tree:

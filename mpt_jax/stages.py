@@ -178,7 +178,7 @@ def target_stage(cfg: PipelineConfig, method: str, k: int, runs: tuple[Run, ...]
         periods["checkpoint_period"] = 0
     experiment = stage_experiment(base, settings, folder, streams, "bank", **periods)
     start = _start_of(cfg, method, k, runs)
-    experiment = dataclasses.replace(experiment, prompt=target_prompt(cfg, method, folder, start))
+    experiment = dataclasses.replace(experiment, prompt=target_prompt(cfg, experiment.prompt, method, folder, start))
     if method == "model_tuning":
         # A frozen backbone may be in bfloat16, but trained weights may not: it would swallow small steps.
         architecture = dataclasses.replace(experiment.backbone.architecture, param_dtype="float32")
@@ -194,7 +194,9 @@ def _transfer(cfg: PipelineConfig) -> Transfer:
         retrieval = dataclasses.replace(retrieval, use="best")
     if retrieval.by != "loss":  # which takes no examples so
         retrieval = dataclasses.replace(retrieval, max_examples=RetrievalConfig().max_examples)
-    stages = {name: retrieval.stages[name] for name in retrieval.trainings}
+    # Resolved here: they are trained from SPoT's stage, whose warm-up is not theirs.
+    stages = {name: dataclasses.replace(one, warmup_steps=_warmup(one, cfg.base)) for name, one in retrieval.stages.items()}
+    stages = {name: stages[name] for name in retrieval.trainings}
     fresh = dataclasses.replace(cfg.base.prompt, method="plain")
     return Transfer(dataclasses.replace(retrieval, stages=stages), fresh, cfg.sources)
 
@@ -230,9 +232,8 @@ def _for_start(stage: Stage, kind: str, streams: tuple[StreamConfig, ...]) -> Ex
     return stage_experiment(base, settings, str(stage.folder / kind), streams, "bank", eval_period=0)
 
 
-def target_prompt(cfg: PipelineConfig, method: str, folder: str, start: str) -> PromptConfig:
-    """How a method's prompt starts on a target task. Prompt tuning starts as `base.prompt` says."""
-    prompt = cfg.base.prompt
+def target_prompt(cfg: PipelineConfig, prompt: PromptConfig, method: str, folder: str, start: str) -> PromptConfig:
+    """How a method's prompt starts on a target task. Prompt tuning starts as its stage says, in `prompt`."""
     if method == "mpt":
         return dataclasses.replace(prompt, method=_mpt_prompt(cfg), init="file", init_file=start)
     if method == "spot":
@@ -379,13 +380,19 @@ def _start_of(cfg: PipelineConfig, method: str, k: int, runs: Sequence[Run]) -> 
 def stage_experiment(
     base: Experiment, settings: StageConfig, folder: str, streams: tuple[StreamConfig, ...], sampling: str, **periods: Any
 ) -> Experiment:
-    """`base` with a stage's length, speed, streams and folder; a short stage tells its loss more often than `base` does."""
+    """`base` with a stage's length, speed, start, streams and folder; a short stage tells its loss more often than `base`."""
     batch = settings.batch_size * (len(streams) if sampling == "bank" else 1)
     data = dataclasses.replace(base.data, mixture=streams[0].task, streams=streams, sampling=sampling, batch_size=batch)
     period = max(1, min(base.train.log_period, settings.steps // CURVE_POINTS))
     train = dataclasses.replace(base.train, steps=settings.steps, model_dir=folder, log_period=period, **periods)
-    optimizer = dataclasses.replace(base.optimizer, name=settings.optimizer, rules=settings.rules)
-    return dataclasses.replace(base, data=data, train=train, optimizer=optimizer)
+    warmup = _warmup(settings, base)
+    optimizer = dataclasses.replace(base.optimizer, name=settings.optimizer, rules=settings.rules, warmup_steps=warmup)
+    prompt = dataclasses.replace(base.prompt, init=settings.init or base.prompt.init)
+    return dataclasses.replace(base, data=data, train=train, prompt=prompt, optimizer=optimizer)
+
+
+def _warmup(settings: StageConfig, base: Experiment) -> int:
+    return base.optimizer.warmup_steps if settings.warmup_steps < 0 else settings.warmup_steps
 
 
 def _folder(cfg: PipelineConfig, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from mpt_jax.config import PipelineConfig, StageConfig, nearest
+from mpt_jax.config import PROMPT_INITS, PipelineConfig, StageConfig, nearest
 from mpt_jax.errors import UserError
 from mpt_jax.studies.results import METHODS
 
@@ -10,6 +10,9 @@ SOURCE_SAMPLING = ("mpt", "proportional")
 MEASURES = ("loss", "average_token", "per_token")  # of RetrievalConfig.by
 GIVEN = ("file", "text")  # of PromptConfig.init: a prompt that is no random start
 USES = ("best", "average", "mixture")  # of RetrievalConfig.use
+STARTS = tuple(init for init in PROMPT_INITS if init != "file")  # of StageConfig.init
+FROM_SOURCES = "its prompts start from a source training's"
+NO_START = {"mpt": FROM_SOURCES, "spot": FROM_SOURCES, "model_tuning": "it trains no prompt"}  # a target's method → why
 
 
 def check(cfg: PipelineConfig) -> None:
@@ -59,6 +62,7 @@ def check(cfg: PipelineConfig) -> None:
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         _check_retrieval(cfg)
     _check_stages(cfg)
+    _check_own(cfg)
     for target, tasks in cfg.zero_shot.items():
         _check_zero_shot(cfg, target, tasks)
 
@@ -87,6 +91,32 @@ def _stages(cfg: PipelineConfig) -> Iterator[tuple[str, StageConfig, bool]]:
     if any(uses(cfg, "spot", k) for k in cfg.k_shots):
         for name in cfg.retrieval.trainings:
             yield f"RetrievalConfig.stages['{name}']", cfg.retrieval.stages[name], False
+
+
+def _check_own(cfg: PipelineConfig) -> None:
+    """What a stage may have of its own."""
+
+    def look(where: str, stage: StageConfig, why_not: str = "") -> None:
+        if stage.warmup_steps < -1:
+            raise UserError(
+                f"{where} has the StageConfig.warmup_steps {stage.warmup_steps}; it must be 0 or more, or -1, which stands for "
+                "OptimizerConfig.warmup_steps."
+            )
+        if stage.init not in ("", *STARTS):
+            raise UserError(
+                f"{where} has the StageConfig.init '{stage.init}'; it must be one of {', '.join(STARTS)}, or '', which "
+                f"stands for PromptConfig.init.{nearest(stage.init, STARTS)}"
+            )
+        if stage.init and why_not:
+            raise UserError(f"{where} has the StageConfig.init '{stage.init}', but {why_not}; clear it.")
+
+    for field in ("teacher", "source"):
+        look(f"PipelineConfig.{field}", getattr(cfg, field))
+    for name, stage in cfg.retrieval.stages.items():
+        look(f"RetrievalConfig.stages['{name}']", stage)
+    for field in ("few_shot", "full_data"):
+        for method, stage in getattr(cfg, field).items():
+            look(f"PipelineConfig.{field}['{method}']", stage, NO_START.get(method, ""))
 
 
 def _check_retrieval(cfg: PipelineConfig) -> None:

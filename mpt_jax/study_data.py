@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 
 from mpt_jax import setup
-from mpt_jax.config import PipelineConfig
-from mpt_jax.data import fingerprint
+from mpt_jax.config import Experiment, PipelineConfig
+from mpt_jax.data import fingerprint, registry
 from mpt_jax.data.cache import TokenCache, require_splits
 from mpt_jax.data.vocabulary import Vocabulary
 from mpt_jax.errors import UserError
-from mpt_jax.stages import tasks_of
+from mpt_jax.stages import Stage, mixture_experiment, plan, tasks_of
 from mpt_jax.studies.results import Record
 
 
@@ -81,18 +81,21 @@ def check_backbone(cfg: PipelineConfig, recorded: Iterable[Record], fingerprint:
 
 
 def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:
-    """That every task has its splits and that zero-shot tasks fit what is scored on them; no weight is read for it.
+    """That every task has its splits and what its prompts start from, and that zero-shot tasks fit what is scored on them.
 
-    A task that is only scored needs the test split alone. With `PipelineConfig.zero_shot` token caches are built here.
+    No weight is read for it. A task that is only scored needs the test split alone. With `PipelineConfig.zero_shot`, and where
+    prompts start from class labels, token caches are built here.
 
     Raises:
-        UserError: an unknown task, a missing split; a zero-shot task without metrics, or with a label that the task that is
-            trained on has not, where both are classifications.
+        UserError: an unknown task, a missing split; a task without labels or words to start from; a zero-shot task without
+            metrics, or with a label that the task that is trained on has not, where both are classifications.
     """
     trained = (*cfg.sources, *cfg.targets)
     setup.check_splits(cfg.base, trained, vocabulary, cfg.test_split)
     others = dict.fromkeys(task for tasks in cfg.zero_shot.values() for task in tasks)
     require_splits(cfg.base.data, others, [cfg.test_split], vocabulary)
+    for task in from_labels(cfg):
+        setup.labels_of(cfg.base, task, vocabulary)
 
     def known(task: str) -> list[str]:
         """The task's labels ([]: it has none), of its training split if it is trained on: a small test split may lack one."""
@@ -112,6 +115,31 @@ def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:
                     f"'{target}' are {', '.join(ours)}; give a task of the same labels, or register it with these label words "
                     "(docs/tasks.md)."
                 )
+
+
+def check_known_starts(cfg: PipelineConfig) -> None:
+    """As much of `check_data` as the registered tasks tell, for a call that reads no data: those known to write free text.
+
+    Raises:
+        UserError: an unknown task; one without labels or words that a prompt is to start from.
+    """
+    for task in from_labels(cfg):
+        if not setup.given_labels(cfg.base, task) and registry.writes_free_text(cfg.base.data, task):
+            raise setup.no_labels(task, "its answers are free text")
+
+
+def from_labels(cfg: PipelineConfig) -> list[str]:
+    """The tasks with a prompt that starts from their class labels, in any stage."""
+    trainings = [experiment for stage in plan(cfg) for experiment in _trainings(stage)]
+    starting = [one for one in trainings if one.prompt.method != "none" and one.prompt.init == "labels"]
+    return list(dict.fromkeys(stream.task for one in starting for stream in one.data.streams))
+
+
+def _trainings(stage: Stage) -> list[Experiment]:
+    """All that a stage trains; a mixture of SPoT's with all sources, for which of them it will have is not known yet."""
+    if stage.transfer is None or "mixture" not in stage.transfer.retrieval.stages:
+        return stage.trainings
+    return [*stage.trainings, mixture_experiment(stage, [stage.transfer.sources] * len(stage.runs))]
 
 
 def _open(cfg: PipelineConfig, task: str, split: str, vocabulary: Vocabulary) -> TokenCache:

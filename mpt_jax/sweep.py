@@ -103,9 +103,7 @@ def check_data(cells: Sequence[Cell]) -> None:
     Raises:
         UserError: what that raises; a vocabulary that is not there.
     """
-    studies = [cell.study for cell in cells]
-    alike = {repr((one.base, one.sources, one.targets, one.zero_shot, one.test_split)): one for one in studies}
-    for study in alike.values():
+    for study in {repr(cell.study): cell.study for cell in cells}.values():
         study_data.check_data(study, load_vocabulary(find_vocabulary(study.base.backbone)))
 
 

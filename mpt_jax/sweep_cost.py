@@ -19,6 +19,7 @@ from mpt_jax.pipeline import duration
 from mpt_jax.plan import EFFICIENCY, Time, find_slice
 from mpt_jax.stages import tasks_of
 from mpt_jax.studies.wording import counted
+from mpt_jax.study_data import check_known_starts
 from mpt_jax.sweep import Cell
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
@@ -28,12 +29,14 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
     """The points, the jobs that they are packed into, and what these compute; with a topology, how long that takes there.
 
     Raises:
-        UserError: a study that cannot be planned; an unknown task or topology.
+        UserError: a study that cannot be planned; an unknown task or topology; a task without labels or words to start from.
     """
     jobs = plan_jobs([cell.study for cell in cells])
     for study in {repr((cell.study.base.data, tasks_of(cell.study))): cell.study for cell in cells}.values():
         for task in tasks_of(study):
             find_task(study.base.data, task)
+    for cell in cells:
+        check_known_starts(cell.study)
     where = find_slice(topology) if topology else None
     done = {point.key for job in jobs for point in job.points if read_results(folder, point.key) is not None}
     total = sum(len(job.points) for job in jobs)

@@ -124,7 +124,7 @@ def register(dataset: Dataset, format_name: str, name: str = "", labels: tuple[s
     REGISTERED[name] = dataset, format_name
     seqio.TaskRegistry.add(
         name,
-        source=Source(dataset, form.training_filter),
+        source=Source(dataset, form.training_filter, free_text=not classes and form.postprocess != "number"),
         preprocessors=[*([form.prepare] if form.prepare else []), text, *features.TOKENIZE],
         output_features=features.output_features(),
         postprocess_fn=getattr(metrics, form.postprocess),
@@ -192,10 +192,11 @@ class Source(seqio.FunctionDataSource):
 
     environment = (reading.VARIABLE,)
 
-    def __init__(self, dataset: Dataset, training_filter: Preprocessor | None = None):
+    def __init__(self, dataset: Dataset, training_filter: Preprocessor | None = None, free_text: bool = False):
         super().__init__(lambda split, shuffle_files=False, seed=None: self._load(split), splits=())
         self.dataset = dataset
         self.training_filter = training_filter
+        self.free_text = free_text  # whether the targets are known to be no label set, without a look at them
         self.dependencies = (training_filter,) if training_filter else ()  # leads the cache builder to its code
 
     @property

@@ -9,7 +9,9 @@ import pytest
 import tiny
 
 from mpt_jax import setup
+from mpt_jax.checkpoint.backbone import find_vocabulary
 from mpt_jax.config import StreamConfig
+from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.predict import predict_tokens
 from mpt_jax.prompts import build_prompt
@@ -139,6 +141,26 @@ def test_class_labels_are_those_of_each_prompts_own_task_unless_given(folder):
         for place, text in enumerate(cache.label_set.texts[: config.prompt.length]):
             np.testing.assert_allclose(start[group, place], embedding[vocabulary.encode(text)].mean(axis=0), rtol=1e-6)
     assert caches[0].label_set.texts != caches[1].label_set.texts
+
+
+def test_words_are_given_to_a_task_without_class_labels_and_only_to_it(folder):
+    """ReCoRD and WSC among SuperGLUE's tasks: what stands for their labels is the task's own, and others keep theirs."""
+    words = ("red", "good")
+    streams = (StreamConfig("tiny_free", 0), StreamConfig("tiny_mood", 1), StreamConfig("tiny_free", 2, length=1))
+    prompt = {"init": "labels", "init_labels_of": {"tiny_free": words}}
+    config = tiny.experiment(folder, "words", streams=streams, batch_size=6, prompt=prompt)
+    vocabulary = load_vocabulary(find_vocabulary(config.backbone))
+    assert setup.init_labels(config, setup.find_streams(config), vocabulary) == [words, ("no", "yes"), words]
+    both = tiny.replace(config, prompt={"init_labels": ("blue",)})
+    assert setup.init_labels(both, setup.find_streams(both), vocabulary) == [words, ("blue",), words]
+    shared = tiny.replace(config, data={"streams": tuple(dataclasses.replace(one, group=0, length=0) for one in streams)})
+    assert setup.init_labels(shared, setup.find_streams(shared), vocabulary) == [(*words, "no", "yes")]
+    without = tiny.replace(config, prompt={"init_labels_of": {}})
+    with pytest.raises(UserError, match=r"'tiny_free' has no class labels .*init_labels_of\['tiny_free'\]") as error:
+        run_training(without)
+    assert "rank" not in str(error.value) and "DecodeConfig" not in str(error.value)
+    result = run_training(tiny.replace(config, train={"steps": 1}))
+    assert load_prompts(result.path)[1]["lengths"] == [4, 4, 1]
 
 
 def test_a_group_is_trained_no_more_when_its_score_has_not_risen_for_patience(folder):

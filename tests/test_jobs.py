@@ -101,6 +101,24 @@ def test_a_point_keeps_its_key_when_the_sweep_grows_or_free_settings_change():
     assert not {point.key for point in jobs.collect([other])} & small
 
 
+def test_a_stage_s_own_warm_up_and_start_make_other_points_of_its_kind_alone():
+    base = cell(mpt=True)
+    before = {point.key: point.stage for point in jobs.collect([base])}
+    for change in ({"warmup_steps": 1}, {"init": "uniform"}):
+        source = dataclasses.replace(base, source=dataclasses.replace(base.source, **change))
+        new = [point.stage for point in jobs.collect([source]) if point.key not in before]
+        assert {(stage.kind, stage.method) for stage in new} == {
+            ("source", "mpt"),
+            ("few_shot", "mpt"),
+        }  # and what starts from it
+        few = {"prompt_tuning": dataclasses.replace(base.few_shot["prompt_tuning"], **change)}
+        tuned = dataclasses.replace(base, few_shot=base.few_shot | few)
+        new = [point.stage for point in jobs.collect([tuned]) if point.key not in before]
+        assert {(stage.kind, stage.method) for stage in new} == {("few_shot", "prompt_tuning")} and len(new) == 4
+    named = dataclasses.replace(base, source=dataclasses.replace(base.source, warmup_steps=0, init="vocab"))
+    assert {point.key for point in jobs.collect([named])} == set(before)  # the run's own, named
+
+
 def test_what_is_scored_in_another_way_is_another_point_in_another_bank():
     cells = [cell(max_test_examples=size, test_split=split) for size, split in ((6, "test"), (7, "test"), (6, "validation"))]
     assert [job.points[0].cells for job in banks(cells)] == [(0,), (1,), (2,)]

@@ -16,7 +16,7 @@ import tiny
 
 from mpt_jax import cli, setup, stages, transfer
 from mpt_jax.claims import ClaimLost, Claims
-from mpt_jax.config import StageConfig
+from mpt_jax.config import RetrievalConfig, StageConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import examined, run_evaluate
 from mpt_jax.gin_bindings import parse
@@ -185,11 +185,66 @@ def test_an_extended_study_has_only_the_new_runs_left():
     assert not {stage.folder for stage in left} & {stage.folder for stage in stages.plan(cfg)}
 
 
+def test_a_stage_has_a_warm_up_and_a_start_of_its_own():
+    """Where it names none it has the run's; a prompt that starts from a source training's has no other start."""
+    cfg = study.pipeline(Path("f"))
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, optimizer={"warmup_steps": 7}))
+    source = dataclasses.replace(cfg.source, warmup_steps=3, init="uniform")
+    tuned = {"prompt_tuning": dataclasses.replace(cfg.full_data["prompt_tuning"], init="uniform_positive", warmup_steps=0)}
+    changed = dataclasses.replace(cfg, source=source, full_data=cfg.full_data | tuned)
+    found = {(stage.kind, stage.method): stage.experiment for stage in stages.plan(changed)}
+    for (kind, method), experiment in found.items():
+        warm_up = {"source": 3, "full": 0 if method == "prompt_tuning" else 7}.get(kind, 7)
+        assert experiment.optimizer.warmup_steps == warm_up, (kind, method)
+        if method in ("mpt", "spot") and kind != "source":
+            assert experiment.prompt.init == "file"
+    assert found["source", "mpt"].prompt.init == "uniform"
+    assert found["full", "prompt_tuning"].prompt.init == "uniform_positive"
+    assert found["few_shot", "prompt_tuning"].prompt.init == found["teachers", "prompt_tuning"].prompt.init == "vocab"
+    recorded = stages.run_config(stages.plan(cfg)[1], 0, "f")
+    with pytest.raises(UserError, match=r"with prompt\.init='vocab', but now it is 'uniform'"):
+        stages.check_same(recorded, stages.run_config(stages.plan(changed)[1], 0, "f"), "f", "a run")
+
+
+def test_what_spot_trains_besides_has_the_run_s_warm_up_and_not_that_of_spot_s_stage():
+    cfg = study.pipeline(Path("f"), **FEW)
+    cfg = dataclasses.replace(cfg, base=tiny.replace(cfg.base, optimizer={"warmup_steps": 7}))
+    steps = StageConfig(2, 4, study.PLAIN)
+    for embedding, expected in (
+        (steps, (7, "vocab")),
+        (dataclasses.replace(steps, warmup_steps=1, init="uniform"), (1, "uniform")),
+    ):
+        retrieval = RetrievalConfig(by="per_token", top=1, stages={"embedding": embedding})
+        few = {"spot": dataclasses.replace(steps, warmup_steps=2)}
+        (spot,) = [
+            one for one in stages.plan(dataclasses.replace(cfg, few_shot=few, retrieval=retrieval)) if one.method == "spot"
+        ]
+        besides, runs = spot.trainings
+        assert (besides.optimizer.warmup_steps, besides.prompt.init) == expected
+        assert (runs.optimizer.warmup_steps, runs.prompt.init) == (2, "file")
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
         ({"few_shot": {"mtp": StageConfig(1, 1, study.PLAIN)}}, "Did you mean 'mpt'"),
         ({"few_shot": {}}, "few_shot is empty"),
+        (
+            {"source": StageConfig(1, 1, study.MPT, "adamw", warmup_steps=-2)},
+            r"source has the StageConfig.warmup_steps -2; .* -1",
+        ),
+        (
+            {"teacher": StageConfig(1, 1, study.PLAIN, init="unifrom")},
+            r"teacher has the StageConfig.init 'unifrom'.* 'uniform'\?",
+        ),
+        (
+            {"few_shot": {"mpt": StageConfig(1, 1, study.MPT, init="vocab")}},
+            r"few_shot\['mpt'\] has the StageConfig.init 'vocab', but its prompts start from a source training",
+        ),
+        (
+            {"few_shot": {"model_tuning": StageConfig(1, 1, study.PLAIN, init="vocab")}},
+            r"few_shot\['model_tuning'\] has the StageConfig.init 'vocab', but it trains no prompt",
+        ),
         ({"targets": ("tiny_mood", "tiny_mood")}, "PipelineConfig.targets"),
         ({"seeds": ()}, "PipelineConfig.seeds"),
         ({"source_seeds": (1, 1)}, "PipelineConfig.source_seeds"),

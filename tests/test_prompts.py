@@ -155,10 +155,23 @@ def test_labels_are_means_of_their_pieces_and_the_rest_is_vocab(start, embedding
     np.testing.assert_array_equal(prompt[0], embedding[7])
     np.testing.assert_allclose(prompt[1], (embedding[8] + embedding[9] + embedding[11]) / 3, rtol=1e-6)
     assert all(0 <= row < 30 for row in rows_of(prompt[2:], embedding))
-    with pytest.raises(UserError, match="5 labels but the prompt has 4"):
-        start(config(init="labels", init_labels=("good",) * 5))
     with pytest.raises(UserError, match="init_labels has ''"):
         start(config(init="labels", init_labels=("",)))
+
+
+def test_labels_beyond_the_prompt_s_length_are_left_out_and_told(start, embedding, caplog):
+    """As prompt-tuning's `from_embedded_list` does, with a warning too; other prompts of the bank have room for theirs."""
+    cfg = config(init="labels", length=2)
+    labels = [("good", "very bad"), ("good", "very bad", "fine", "poor"), ("very bad", "fine")]
+    with caplog.at_level("WARNING", logger="mpt_jax"):
+        prompts = start(cfg, groups=(0, 1, 2), lengths=(2, 2, 1), labels=labels)["prompt"]
+    very_bad = (embedding[8] + embedding[9] + embedding[11]) / 3
+    for prompt in prompts[:2]:
+        np.testing.assert_array_equal(prompt[0], embedding[7])
+        np.testing.assert_allclose(prompt[1], very_bad, rtol=1e-6)
+    np.testing.assert_allclose(prompts[2][1], very_bad, rtol=1e-6)  # the one token that is not masked
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and "'fine', 'poor'" in told[0] and "'fine'" in told[1]
 
 
 def test_text_is_laid_out_token_by_token_and_cut(start, embedding):

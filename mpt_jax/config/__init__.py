@@ -22,13 +22,14 @@ from mpt_jax.config.data import NUMBER_METRICS, OFFICIAL, TASK_METRICS, TASK_SPL
 from mpt_jax.config.experiment import Experiment
 from mpt_jax.config.model import NUMERICS, BackboneConfig, T5Config
 from mpt_jax.config.studies import PipelineConfig, RetrievalConfig, StageConfig, SweepConfig
-from mpt_jax.config.training import LossConfig, OptimizerConfig, PromptConfig, TrainConfig
+from mpt_jax.config.training import PROMPT_INITS, LossConfig, OptimizerConfig, PromptConfig, TrainConfig
 
 __all__ = [
     "EXPORT_FORMATS",
     "NUMBER_METRICS",
     "NUMERICS",
     "OFFICIAL",
+    "PROMPT_INITS",
     "TASK_METRICS",
     "TASK_SPLITS",
     "BackboneConfig",

@@ -15,6 +15,10 @@ class StageConfig:
     batch_size: int  # of each stream of a bank; in MPT's source training, of all streams together
     rules: tuple[tuple[str, float], ...]
     optimizer: str = "adafactor"
+    warmup_steps: int = -1  # -1 = OptimizerConfig.warmup_steps
+    # How its prompts start, as PromptConfig.init, which "" stands for. Of teachers, source training, prompt tuning and what SPoT
+    # trains besides; the targets' prompts of MPT and SPoT start from others.
+    init: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

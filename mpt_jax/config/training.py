@@ -23,9 +23,10 @@ class PromptConfig:
     init: str = "vocab"
     init_scale: float = 0.5  # of "uniform" (±scale, Lester et al.) and "uniform_positive" ([0, scale), as T5X's gin does)
     init_population: int = 5000  # "vocab" and the rest of "labels" draw from the ids below this
-    init_labels: tuple[
-        str, ...
-    ] = ()  # of "labels"; () = those of the stream's own task, the different targets of its training split
+    # Of "labels": task → its words, which may be given to one without class labels (Lester et al.: ReCoRD, WSC); what stands for
+    # every other task; with neither, the task's own labels, the different targets of its training split in the alphabet's order.
+    init_labels_of: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    init_labels: tuple[str, ...] = ()
     init_text: str = ""
     init_file: str = ""  # a prompt file, a run's folder or what `export` writes; "PATH#TASK" chooses one prompt of a bank
     factor_init: str = "ones"  # "ones" (then P_k starts as P*) or "normal"
@@ -43,6 +44,8 @@ class PromptConfig:
             0 < self.length <= self.max_length,
             f"PromptConfig.length (PROMPT_LENGTH) must be from 1 to PromptConfig.max_length={self.max_length}, not {self.length}",
         )
+        for task, words in self.init_labels_of.items():
+            check(bool(words), f"PromptConfig.init_labels_of['{task}'] names no word; give one or more, or leave '{task}' out")
         for init, field in (("text", "init_text"), ("file", "init_file")):
             if self.init == init:
                 check(bool(getattr(self, field)), f"PromptConfig.init='{init}' needs PromptConfig.{field}")
@@ -97,6 +100,7 @@ class OptimizerConfig:
     def validate(self) -> None:
         choice("OptimizerConfig.name", self.name, ("adafactor", "adamw"))
         choice("OptimizerConfig.schedule", self.schedule, ("constant", "linear"))
+        check(self.warmup_steps >= 0, f"OptimizerConfig.warmup_steps must not be negative, not {self.warmup_steps}")
         for pattern, rate in self.rules:
             try:
                 re.compile(pattern)

@@ -189,6 +189,19 @@ class TokenCache:
         names = self.meta["labels"]
         return None if self._labels is None else [names[k] for k in self._labels]
 
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The different `labels`, sorted; () where the task is no classification."""
+        return tuple(self.meta["labels"] or ())
+
+    @property
+    def why_no_labels(self) -> str:
+        """What to tell of a task that is no classification by this split."""
+        return (
+            f"its {len(self)} targets of the split '{self.split}' are not few ones that recur (at most {MAX_CLASSES} different "
+            f"ones, each {RECURRENCE} times on average)"
+        )
+
     @cached_property
     def label_set(self) -> LabelSet:
         """The labels that `DecodeConfig.method="rank"` chooses from.
@@ -198,12 +211,10 @@ class TokenCache:
         """
         if self._labels is None:
             raise UserError(
-                f"Task '{self.task}' has no label set to rank: its {len(self)} targets of the split '{self.split}' are not few "
-                f"ones that recur (at most {MAX_CLASSES} different ones, each {RECURRENCE} times on average); set "
-                "DecodeConfig.method='generate'."
+                f"Task '{self.task}' has no label set to rank: {self.why_no_labels}; set DecodeConfig.method='generate'."
             )
         examples = np.unique(self._labels, return_index=True)[1]  # one for each label
-        labels = LabelSet(tuple(self.meta["labels"]), tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
+        labels = LabelSet(self.label_texts, tuple(tuple(self.targets(int(i)).tolist()) for i in examples))
         known: dict[tuple[int, ...], str] = {}
         for text, tokens in zip(*labels, strict=True):
             if (other := known.setdefault(tokens, text)) != text:

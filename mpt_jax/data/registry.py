@@ -151,6 +151,11 @@ def find_task(data: DataConfig, name: str) -> Any:
     )
 
 
+def writes_free_text(data: DataConfig, name: str) -> bool:
+    """Whether a task's source says in an attribute `free_text` that the targets are no label set; without one, nobody knows."""
+    return bool(getattr(find_task(data, name).source, "free_text", False))
+
+
 def _hint_to_files(name: str, names: Sequence[str]) -> str:
     """Where the data of a task from files was looked for, and the nearest task that has some."""
     value = os.environ.get("MPT_JAX_DATA")

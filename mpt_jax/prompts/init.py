@@ -5,6 +5,7 @@ alone starts from the same numbers.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from mpt_jax.prompts.files import check_prompts, load_prompts
 
 Tokenize = Callable[[str], list[int]]
 Embed = Callable[[jax.Array], Any]  # ids [n] → their embeddings [n,D]
+
+logger = logging.getLogger("mpt_jax")
 
 
 def initial_prompt(
@@ -43,7 +46,8 @@ def initial_prompt(
         "uniform_positive"  U(0, init_scale), what T5X's gin files do
         "vocab"             embeddings of different random ids below init_population, pad, EOS and unknown among them, as
                             prompt-tuning's `from_sample_of_embeddings` draws them; none that no text has, of which ByT5 has many
-        "labels"            the mean embedding of each label's sub-tokens, then "vocab"
+        "labels"            the mean embedding of each label's sub-tokens, then "vocab"; labels beyond P are left out, with a
+                            warning, as by prompt-tuning's `from_embedded_list`
         "text"              the embeddings of the text's tokens, cut to P, then "vocab"
         "file"              a prompt file, or that of another tool (`load_prompts`). One prompt in it (or chosen by
                             PATH#TASK) starts every group; PATH#* starts a bank from a bank of equal size, entry by entry.
@@ -65,7 +69,7 @@ def initial_prompt(
       float32 leaves, see the method.
 
     Raises:
-      UserError: a file that does not fit, more labels than tokens, a prompt longer than the vocabulary it is drawn from.
+      UserError: a file that does not fit, a label without a token, a prompt longer than the vocabulary it is drawn from.
     """
     groups = tuple(groups)
     if len(seeds) != number_of_groups(groups):
@@ -86,9 +90,19 @@ def initial_prompt(
         dataclasses.replace(cfg, length=length, init=init, init_labels=tuple(words))
         for length, init, words in zip(lengths, inits, labels, strict=True)
     ]
+    _tell_labels_left_out(own)
     starts = [_start(one, key, embed, d_model, tokenize, vocab_size) for one, key in zip(own, base_keys, strict=True)]
     base = jnp.stack([pad_tokens(start, cfg.length) for start in starts])
     return _floats(method.initial(cfg, base, groups, factor_keys, lengths))
+
+
+def _tell_labels_left_out(own: Sequence[PromptConfig]) -> None:
+    """Once for all prompts of one length that have the same labels."""
+    known = {(cfg.init_labels, cfg.length) for cfg in own if cfg.init == "labels" and len(cfg.init_labels) > cfg.length}
+    for words, length in sorted(known, key=lambda one: (-len(one[0]), one)):
+        tokens = "1 token starts" if length == 1 else f"{length} tokens start"
+        kept, left = (", ".join(map(repr, part)) for part in (words[:length], words[length:]))
+        logger.warning("warning: a prompt of %s from the labels %s; there is no room for %s", tokens, kept, left)
 
 
 def _start(cfg: PromptConfig, key: jax.Array, embed: Embed, d_model: int, tokenize: Tokenize, vocab_size: int) -> jax.Array:
@@ -100,12 +114,8 @@ def _start(cfg: PromptConfig, key: jax.Array, embed: Embed, d_model: int, tokeni
         return jax.random.uniform(key, shape, maxval=cfg.init_scale)
     given: list[jax.Array] = []
     if cfg.init == "labels":
-        if len(cfg.init_labels) > cfg.length:
-            raise UserError(
-                f"PromptConfig.init_labels has {len(cfg.init_labels)} labels but the prompt has {cfg.length} tokens; "
-                "raise PROMPT_LENGTH or leave labels out."
-            )
-        given = [_embed(embed, tokenize, label, "init_labels").mean(axis=0) for label in cfg.init_labels]
+        words = cfg.init_labels[: cfg.length]
+        given = [_embed(embed, tokenize, label, "init_labels").mean(axis=0) for label in words]
     elif cfg.init == "text":
         given = list(_embed(embed, tokenize, cfg.init_text, "init_text")[: cfg.length])
     return jnp.stack([*given, *_sample(cfg, key, embed, vocab_size, cfg.length - len(given))])

@@ -109,10 +109,11 @@ def open_words(experiment: Experiment, embedding: Any, vocabulary: Vocabulary) -
     cfg = experiment.inspect
     if cfg.neighbours > len(rows):
         raise UserError(f"InspectConfig.neighbours is {cfg.neighbours}, but the vocabulary has {len(rows)} pieces; give fewer.")
-    texts, labels = cfg.labels or experiment.prompt.init_labels, {}
+    texts, labels = cfg.labels, {}
     if not texts and "labels" in (experiment.prompt.init, *(stream.init for stream in experiment.data.streams)):
         started = setup.init_labels(experiment, setup.find_streams(experiment), vocabulary)
         texts = tuple(dict.fromkeys(label for group in started for label in group))
+    texts = texts or experiment.prompt.init_labels
     for label in texts:
         ids = vocabulary.encode(label)
         labels[label] = [n for n, piece in zip(ids, vocabulary.pieces(ids), strict=True) if piece.strip("▁ ")]
