@@ -64,8 +64,9 @@ class StudyData:
                 )
             if number != sizes[task]:
                 raise UserError(
-                    f"{where} on {number} test examples, but with PipelineConfig.max_test_examples={self.cfg.max_test_examples} "
-                    f"{sizes[task]} of '{task}' are scored now; give the old value to continue, or another MODEL_DIR."
+                    f"{where} on {number} test examples, but now, with PipelineConfig.max_test_examples="
+                    f"{self.cfg.max_test_examples}, it would be on {sizes[task]}; give the old value to continue, or another "
+                    "MODEL_DIR."
                 )
 
 

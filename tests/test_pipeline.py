@@ -455,7 +455,7 @@ def test_results_that_were_scored_in_another_way_are_refused(finished, config, s
     for changes, words in (
         (
             {"max_test_examples": 3},
-            r"/kall/prompt_tuning/tiny_colour/seed0 on 6 test examples, but with .*_examples=3 3 of 'tiny",
+            r"/kall/prompt_tuning/tiny_colour/seed0 on 6 test examples, but now, with .*_examples=3, it would be on 3;",
         ),
         ({"test_split": "train"}, r"on the split 'validation', but PipelineConfig\.test_split is 'train' now"),
         ({"test_split": "nonexistent"}, "has no split 'nonexistent'"),
