@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,13 @@ def work(name: str) -> float:
 def test_a_study_on_mini_is_short(name):
     """The demo takes 7.4 minutes on two cores."""
     assert work(name) < work("demo") * 5 / 7.4
+
+
+def test_the_table_of_fields_has_all():
+    text = (ROOT / "docs" / "studies" / "README.md").read_text()
+    table = text[text.index("# The fields of a study") : text.index("# Sweeps")]
+    named = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    assert named == {field.name for field in fields(PipelineConfig)} - {"base"}
 
 
 def test_the_table_of_studies_has_all():
