@@ -369,11 +369,11 @@ def test_a_kill_while_results_are_written_loses_no_point(folder, capsys):
 
 def test_what_another_call_tries_again_is_neither_given_up_nor_reported_as_failed(folder):
     cells = cells_of(folder, "helped", lengths=(4,))
-    jobs, root = plan_jobs([cell.study for cell in cells]), check_sweep(cells)
+    jobs, (root, drawing) = plan_jobs([cell.study for cell in cells]), check_sweep(SWEEP, cells)
     (source,) = (point.key for job in jobs for point in job.points if point.stage.kind == "source")
     (orphans,) = (job for job in jobs if source in job.needs)
     with Board(root, 60) as ours, Board(root, 60) as theirs:
-        worker = _Worker(cells, jobs, ours, root)
+        worker = _Worker(cells, jobs, ours, root, drawing)
         worker.failed[source] = "out of memory"
         assert theirs.take([source]) == [source]
         assert not worker._try(orphans)
