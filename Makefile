@@ -1,7 +1,7 @@
 # make demo   multitask prompt tuning from end to end on this machine's CPU, with a report at the end
 # make study STUDY=few_shot_mini   a study of gin/studies/ on mini, as fast as the demo (docs/studies/README.md)
 # make test   the tests           make lint   ruff, mypy and shellcheck           make format   ruff's formatting
-# make mini   pretrains the T5 that ships with the package (an hour)     make mini-sizes   and the same at other widths (an hour)
+# make mini   pretrains the T5 that ships with the package (an hour)     make mini-sizes   at three widths (two hours)
 # make loader-speed    measures how many examples a second the loader makes (minutes)
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
 # make bank-speed   measures prompts trained side by side against separate runs (minutes; SIZE=small takes a larger T5)
@@ -22,7 +22,7 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-MINI_SIZES := mini-d64 mini-d96
+MINI_SIZES := mini-d64 mini-d96 mini-d128
 .PHONY: demo study test lint format mini mini-sizes $(MINI_SIZES) soak load-memory plan-table int8-base loader-speed packing-speed \
   bank-speed bench-peft install install-dev clean
 
@@ -100,7 +100,7 @@ mini: $(RUNTIME)
 	$(call pretrain,$(MINI),$(MINI)/sentencepiece.model,)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
 
-# Minis of other widths by the same steps, for gin/studies/sizes_mini.gin.
+# Minis of three widths by the same steps, for gin/studies/sizes_mini.gin.
 mini-sizes: $(MINI_SIZES)
 $(MINI_SIZES): mini-%: $(RUNTIME)
 	$(call pretrain,runs/mini_$*,mpt_jax/assets/mini/sentencepiece.model,--gin_file=gin/sizes/mini_$*.gin)
