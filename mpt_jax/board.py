@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from mpt_jax.claims import Claims
 from mpt_jax.errors import UserError
-from mpt_jax.files import write_text
+from mpt_jax.files import read_object, write_text
 
 
 class Board:
@@ -105,17 +105,8 @@ def read_failures(folder: Path, keys: Iterable[str]) -> dict[str, Failure]:
         path = folder / "failures" / f"{key}.json"
         with contextlib.suppress(FileNotFoundError):  # none, or another call has done the point in this moment
             stamp = path.stat().st_mtime_ns
-            found[key] = Failure(str(_read_object(path).get("error", f"{path} does not say why.")), stamp)
+            found[key] = Failure(str(read_object(path).get("error", f"{path} does not say why.")), stamp)
     return found
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is none, whole, or it cannot be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _point(folder: Path, key: str) -> Path:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mpt_jax.errors import UserError
+from mpt_jax.files import read_object
 
 BEATS = 5  # signs of life in the time after which their absence counts
 LOOKS, PAUSE = 10, 0.1  # how often and how many seconds apart a claim is looked for that is not there: it may be given back
@@ -121,7 +122,7 @@ class Claims:
 
     def owner(self, name: str) -> dict[str, Any]:
         """Who has claimed it; {} if nobody, or in the moment between a claim's making and its writing."""
-        return _owner_in(self._file(name))
+        return read_object(self._file(name))
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"
@@ -154,7 +155,7 @@ class Claims:
             except FileExistsError:
                 pass
             except OSError:  # no hard links, as in a bucket
-                self._create(name, _owner_in(aside))
+                self._create(name, read_object(aside))
             return False
         finally:
             aside.unlink()
@@ -219,14 +220,7 @@ def _state(file: Path) -> _State | None:
         stamp = file.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    return _State(_owner_in(file), stamp)
-
-
-def _owner_in(file: Path) -> dict[str, Any]:
-    try:
-        return _read(file)
-    except OSError:
-        return {}
+    return _State(read_object(file), stamp)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""Files and folders that are written whole."""
+"""Files and folders that are written whole, and files that may not be."""
 
 import contextlib
+import json
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 UNFINISHED = ".mpt_jax_unfinished"  # the folder in which `filling` collects what it is given
 
@@ -53,3 +55,12 @@ def write_text(file: Path, text: str) -> None:
     """Writes a text file whole."""
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none, whole, or it cannot be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -115,8 +115,9 @@ def check_done(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> None
     """
     done: dict[str, tuple[PipelineConfig, list[Record]]] = {}
     for point in (point for job in jobs for point in job.points):
+        found = read_results(folder, point.key) or ()
         for study in (cells[number].study for number in point.cells):
-            done.setdefault(_shared(study), (study, []))[1].extend(read_results(folder, point.key) or ())
+            done.setdefault(_shared(study), (study, []))[1].extend(found)
     for study, records in done.values():
         if records:
             pipeline.check_kept(study, records)
@@ -134,9 +135,10 @@ def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], draw
 
     In one file, for another sweep in the same folder writes its own.
     """
-    collected = collect_results(folder, jobs, cells)
+    points = [(point, read_results(folder, point.key)) for job in jobs for point in job.points]
+    collected = collect_results(points, cells)
     if collected:
-        missing = [point.key for job in jobs for point in job.points if read_results(folder, point.key) is None]
+        missing = [point.key for point, found in points if found is None]
         now = dataclasses.replace(drawing, missing=len(missing), failed=len(read_failures(folder, missing)))
         collected[0] = {**collected[0], "sweep": dataclasses.asdict(now)}
         lines = [json.dumps(record, ensure_ascii=False, default=gin_literal) + "\n" for record in collected]  # of an axis: @a/B()
@@ -144,12 +146,12 @@ def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], draw
     return len(collected)
 
 
-def collect_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell]) -> list[Record]:
+def collect_results(points: Sequence[tuple[Point, Sequence[Record] | None]], cells: Sequence[Cell]) -> list[Record]:
     """The results of all points that are done, a line for each run and each cell that has it, in the order of the cells."""
     by_cell: dict[int, list[Record]] = {}
-    for point in (point for job in jobs for point in job.points):
+    for point, found in points:
         for number in point.cells:
-            for record in read_results(folder, point.key) or ():
+            for record in found or ():
                 cell = cells[number]
                 named = {**record, "run_id": f"{cell.name}: {record['run_id']}", "cell": cell.axes}
                 by_cell.setdefault(number, []).append(named)
