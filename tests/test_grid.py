@@ -8,6 +8,7 @@ import pytest
 
 from mpt_jax.errors import UserError
 from mpt_jax.studies import grid, page, results
+from mpt_jax.studies.looks import look
 from mpt_jax.studies.published import Drawing, Published, drawing_of, read_published
 from mpt_jax.studies.report import write_report
 
@@ -107,6 +108,23 @@ def test_axes_of_words_and_files_stand_side_by_side():
     ]
     figure = grid.score_by_axis(changed, "gin_file")
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["t5_small", "t5_base"]
+
+
+@pytest.mark.parametrize(("widths", "joined"), [((64, 96), True), ((64, 64), False)], ids=["two sizes", "one size"])
+def test_a_line_joins_numbers_and_sizes_but_no_words(widths, joined):
+    def runs():
+        for name, width in zip(("small", "large"), widths, strict=True):
+            for record in records(lengths=(20,)):
+                architecture = {"backbone": {"architecture": {"d_model": width}}}
+                yield record | {"cell": {"gin_file": f"{name}.gin"}, "config": architecture, "folder": f"runs/{name}"}
+
+    (axis,) = grid.score_by_axis(list(runs()), "gin_file").axes
+    assert [bar.lines[0].get_linestyle() != "None" for bar in axis.containers] == [joined] * 2
+
+
+def test_a_method_looks_the_same_in_every_picture():
+    some = grid.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
+    assert [bar.lines[0].get_color() for bar in some] == [look("mpt").color, "#D55E00", look("prompt_tuning").color]
 
 
 def test_sentences_name_the_highest_and_what_is_no_worse():

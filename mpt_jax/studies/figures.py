@@ -105,7 +105,7 @@ def few_shot_curves(records: Records) -> Figure | None:
     places = [math.log2(k) for k in settings]
     margin = 0.22 * (places[-1] - places[0]) or 1.0
     limits = (places[0] - margin, places[-1] + margin)
-    aside = 8 / POINTS / 2.4 * (limits[1] - limits[0])  # between methods: 8 points of a panel that is about 2.4 inches wide
+    aside = 6.5 / POINTS / 2.4 * (limits[1] - limits[0])  # between methods: 6.5 points of a panel that is about 2.4 inches wide
     with rc_context(STYLE):
         figure, axes, columns = grid_of_axes(len(panels), (3.0, 2.55), 0.5, sharey=True)
         everything = []

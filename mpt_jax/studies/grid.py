@@ -5,6 +5,7 @@ an axis does not matter to them, are one series.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes, line_handle
-from mpt_jax.studies.looks import CURVE_LOOKS, LOOKS, REFERENCE_LINES, STYLE, Look, look
+from mpt_jax.studies.looks import LOOKS, OTHER_LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.published import Drawing, Published, is_number
 from mpt_jax.studies.results import METHODS, Record, Spread
@@ -25,6 +26,7 @@ from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, se
 
 Records = Sequence[Record]
 AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
+TICK_LETTERS = 45  # that stand side by side below a panel
 PUBLISHED_COLOR = "#7a7a7a"
 PUBLISHED_MARKERS = "os^DvPX*"  # hollow; a curve may be a single point
 
@@ -134,18 +136,21 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
     values = values or axes_of(targets)[x]
     places, labels, log = _places(values)
+    ordered = all(map(is_number, values)) or _sizes(targets, x, values)  # a line says that there is something in between
     with rc_context(STYLE):
         figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
         handles: dict[str, Line2D] = {}
         for axis, k in zip(axes, settings, strict=False):
             here = results.select(targets, k=k)
             series = series_of(here, x)
+            looks = _looks(list(series))
             everything = []
             for index, (one, runs) in enumerate(series.items()):
-                style = _style(one, list(series))
+                style = looks[one] if ordered else dataclasses.replace(looks[one], line="none")
                 spreads = [_mean(results_at(runs, x, value), k, tasks) for value in values]
                 everything += spreads
-                aside = 0.012 * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
+                apart = 0.012 if ordered else min(0.12, 0.6 / len(series)) / max(1, len(values) - 1)
+                aside = apart * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
                 draw_line(axis, _aside(places, aside, log), spreads, style)
                 handles[one.label] = line_handle(style)
             for number, curve in enumerate(published):
@@ -159,6 +164,8 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
                 handles["chance"] = Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")
             axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
             _scale(axis, places, labels, log)
+            if not ordered:
+                axis.set_xlim(-0.5, len(places) - 0.5)
             axis.set_xlabel(name_of(x))
         for index in range(0, len(axes), columns):
             axes[index].set_ylabel(f"score, {mean_label(tasks)}")
@@ -317,6 +324,13 @@ def _within(mean: Spread, best: Spread) -> bool:
     return best.mean - mean.mean <= spread
 
 
+def _sizes(targets: Records, x: str, values: Sequence[Any]) -> bool:
+    """Whether each value of x that has results is a T5 of another size."""
+    found = [[run.get("config", {}).get("backbone", {}) for run in results_at(targets, x, value)] for value in values]
+    shapes = [{json.dumps(backbone.get("architecture")) for backbone in backbones} for backbones in found if backbones]
+    return len(set.union(*shapes)) == len(shapes) > 1
+
+
 def place_of(at: Any, values: Sequence[Any]) -> float | None:
     """Where a value of a published curve stands on an axis of these values; None where it has no place.
 
@@ -373,12 +387,16 @@ def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Pu
 def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool) -> None:
     if log:
         axis.set_xscale("log")
-    axis.set_xticks(list(places), list(labels))
+    wide = sum(map(len, labels)) > TICK_LETTERS
+    turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if wide else {}
+    axis.set_xticks(list(places), list(labels), **turned)
     axis.minorticks_off()
 
 
-def _style(one: Series, every: Sequence[Series]) -> Look:
-    """The methods' own looks where each has one series, else one of the palette's, which are the same, for each series."""
-    own = len({other.method for other in every}) == len(every) and one.method in LOOKS
-    style = look(one.method) if own else CURVE_LOOKS[list(every).index(one) % len(CURVE_LOOKS)]
-    return dataclasses.replace(style, label=one.label)
+def _looks(every: Sequence[Series]) -> dict[Series, Look]:
+    """The look of each series: a method's own for its first one, for the others what is no method's, then what is none's here."""
+    first = {one.method: one for one in reversed(every)}
+    taken = [look(method) for method in first]
+    free = itertools.cycle([style for style in (*OTHER_LOOKS, *LOOKS.values()) if style not in taken])
+    looks = {one: look(one.method) if first[one.method] == one else next(free) for one in every}
+    return {one: dataclasses.replace(style, label=one.label) for one, style in looks.items()}
