@@ -369,6 +369,23 @@ def test_the_dots_are_the_seeds_means():
     assert found == [[65.5, 66.5, 67.5], [62.0, 63.0, 64.0], [66.0, 67.0, 68.0]]
 
 
+def test_scores_on_other_tasks_have_a_picture_for_each_k():
+    pairs = (("x_a", "x_b", 60.0), ("x_b", "x_a", 70.0))
+    shifted = [
+        record("prompt_tuning", new, k, seed, score + k + seed, stage=results.ZERO_SHOT, trained_on=old)
+        for k in (4, 0)
+        for old, new, score in pairs
+        for seed in (0, 1, 2)
+    ]
+    figure = figures.zero_shot_scores(shifted, 4)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["a\n→ b", "b\n→ a"]
+    dots_of = [line.get_ydata().tolist() for line in axis.lines if line.get_markerfacecolor() == "white"]
+    assert dots_of == [[64.0, 65.0, 66.0], [74.0, 75.0, 76.0]]
+    blocks = report.build([*study(), *shifted])
+    assert {"zero_shot", "zero_shot_k4"} <= {block.name for block in blocks if isinstance(block, page.Picture)}
+
+
 def test_methods_stand_side_by_side_at_each_k_of_a_log_scale():
     figure = figures.few_shot_curves(study(ks=(4, 16, 32)))
     figure.draw_without_rendering()

@@ -67,28 +67,42 @@ def scores_by_method(records: Records) -> Figure | None:
 def scores_by_task(records: Records, k: int) -> Figure | None:
     """One setting in detail: bars of every method for every target, and the seeds as dots."""
     here = results.select(results.targets_of(records), k=k)
-    if not here:
+    labels = task_labels(results.values_of(here, "task"))
+    return _groups_of_bars([(label, results.select(here, task=task)) for task, label in labels.items()], k)
+
+
+def zero_shot_scores(records: Records, k: int) -> Figure | None:
+    """The same for tasks that were not trained on, a group for each pair of tasks; of a study, not of a sweep's cells."""
+    here = results.select(results.zero_shot_of(records), k=k)
+    labels = task_labels(list(dict.fromkeys(record[field] for field in ("trained_on", "task") for record in here)))
+    pairs = [(runs[0]["trained_on"], runs[0]["task"], runs) for runs in results.zero_shot_groups(here)]
+    return _groups_of_bars([(f"{_two_lines(labels[old])}\n→ {_two_lines(labels[new])}", runs) for old, new, runs in pairs], k)
+
+
+def _groups_of_bars(groups: Sequence[tuple[str, Records]], k: int) -> Figure | None:
+    """A bar of each method for each group of one task's runs, above the group's label."""
+    if not groups:
         return None
-    tasks, methods = results.values_of(here, "task"), results.values_of(here, "method", METHODS)
-    labels = task_labels(tasks)
-    panel = 1.75  # inches for a task
+    everyone = [run for _, runs in groups for run in runs]
+    tasks, methods = results.values_of(everyone, "task"), results.values_of(everyone, "method", METHODS)
+    panel = 1.75  # inches for a group
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(4.6, panel * len(tasks) + 0.8), 3.4), layout="constrained")
+        figure = Figure(figsize=(max(4.6, panel * len(groups) + 0.8), 3.4), layout="constrained")
         axis = figure.subplots()
         width, everything, top = 0.8 / len(methods), [], 0.0
         for index, method in enumerate(methods):
-            seeds = [list(results.seed_means(here, method, k, [task]).values()) for task in tasks]
-            where = [x + (index - (len(methods) - 1) / 2) * width for x in range(len(tasks))]
-            top = max(top, _bars(axis, where, seeds, [method] * len(tasks), width * 0.92, width * panel * POINTS * 0.85))
+            seeds = [[run["score"] for run in results.select(runs, method=method)] for _, runs in groups]
+            where = [x + (index - (len(methods) - 1) / 2) * width for x in range(len(groups))]
+            top = max(top, _bars(axis, where, seeds, [method] * len(groups), width * 0.92, width * panel * POINTS * 0.85))
             everything += [results.spread(values) for values in seeds]
-        for x, task in enumerate(tasks):
-            _references(axis, records, [task], (x - 0.45, x + 0.45))
-        axis.set_xticks(range(len(tasks)), [_two_lines(labels[task]) for task in tasks])
+        for x, (_, runs) in enumerate(groups):
+            _references(axis, runs, [runs[0]["task"]], (x - 0.45, x + 0.45))
+        axis.set_xticks(range(len(groups)), [label if "\n" in label else _two_lines(label) for label, _ in groups])
         axis.tick_params(axis="x", length=0)
         axis.set_ylim(0, max(100, top * 1.02))
         axis.set_ylabel("score")
         axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
-        draw_legend(figure, [*_bar_handles(methods), *_reference_handles(records, tasks)])
+        draw_legend(figure, [*_bar_handles(methods), *_reference_handles(everyone, tasks)])
     return figure
 
 

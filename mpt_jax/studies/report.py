@@ -262,7 +262,7 @@ def _zero_shot_blocks(records: Records) -> list[Block]:
     if not shifted:
         return []
     table = tables.zero_shot_table(shifted)
-    notes = ["A run was neither trained nor chosen on the task that is scored here. These scores are in no mean and no picture."]
+    notes = ["A run was neither trained nor chosen on the task that is scored here. These scores are in no mean."]
     sources = {record["task"] for record in records if record["stage"] in ("teachers", "source")}
     seen = [record for record in shifted if record["method"] in ("mpt", "spot") and record["task"] in sources]
     if seen:
@@ -272,7 +272,12 @@ def _zero_shot_blocks(records: Records) -> list[Block]:
         notes.append(f"But {listing(methods)} {verb} from prompts of the source tasks, {taught} among them.")
     if any(cell.weak for row in table.rows for cell in row):
         notes.append(WEAK)
-    return [Heading("Zero-shot on other tasks"), table, Text(tuple(notes))]
+    blocks: list[Block] = [Heading("Zero-shot on other tasks"), table, Text(tuple(notes))]
+    for k in [] if any("cell" in record for record in shifted) else results.values_of(shifted, "k"):
+        name = f"zero_shot_k{k}" if k else "zero_shot"
+        caption = f"Scores on tasks that were not trained on, {setting_label(k)}. The open dots are single seeds. {ERROR_BARS}"
+        blocks.append(_picture(name, figures.zero_shot_scores(shifted, k), caption))
+    return blocks
 
 
 def _source_blocks(records: Records) -> list[Block]:
