@@ -17,7 +17,7 @@ from mpt_jax.memory import programs_of
 from mpt_jax.partitioning import make_mesh
 from mpt_jax.pipeline import duration
 from mpt_jax.plan import EFFICIENCY, Time, find_slice
-from mpt_jax.stages import tasks_of
+from mpt_jax.stages import Stage, tasks_of
 from mpt_jax.studies.wording import counted
 from mpt_jax.study_data import check_known_starts
 from mpt_jax.sweep import Cell
@@ -67,7 +67,7 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         backbone = f" ({stage.experiment.backbone.checkpoint})" if several else ""
         rows.append(
             f"{len(left.points):8}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
-            f"{stage.trainings[-1].data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}{backbone}"
+            f"{stage.trainings[-1].data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}{_start(stage)}{backbone}"
         )
     lines += [f"{len(list(same)):4} x  {row}" for row, same in itertools.groupby(rows)]
     lines += ["", f"In all {_si(sums[0])}FLOP of training; validation and scoring come on top."]
@@ -79,6 +79,14 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
     else:
         lines.append("With --topology=v5e:2x4 (or h100 …) also the time that this takes there; `plan` says whether a job fits.")
     return "\n".join(lines)
+
+
+def _start(stage: Stage) -> str:
+    """', from the best of 3 sources', where a run's start is found in the teachers."""
+    if stage.transfer is None:
+        return ""
+    retrieval = stage.transfer.retrieval
+    return f", from the {retrieval.use} of {counted(retrieval.top, 'source')}"
 
 
 def _si(number: float) -> str:

@@ -122,6 +122,17 @@ def test_a_line_joins_numbers_and_sizes_but_no_words(widths, joined):
     assert [bar.lines[0].get_linestyle() != "None" for bar in axis.containers] == [joined] * 2
 
 
+def test_a_rate_on_an_axis_is_read_as_a_number():
+    """As results.jsonl has StageConfig.rules = ((".*", 0.3),)."""
+    rates = [[[".*", 0.3]], [[".*", 1.0]]]
+    runs = [
+        r | {"cell": r["cell"] | {"StageConfig.rules": rate}, "folder": f"{rate}"} for r in records(("mpt",)) for rate in rates
+    ]
+    labels = [one.label for one in grid.series_of(runs, "PROMPT_LENGTH")]
+    assert labels == ["MPT, rank 1, rules 0.3", "MPT, rank 1, rules 1.0", "MPT, rank 4, rules 0.3", "MPT, rank 4, rules 1.0"]
+    assert {row[2].text for row in grid.grid_table(runs, "StageConfig.rules").rows} == {"0.3", "1.0"}
+
+
 def test_a_method_looks_the_same_in_every_picture():
     some = grid.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
     assert [bar.lines[0].get_color() for bar in some] == [look("mpt").color, "#D55E00", look("prompt_tuning").color]

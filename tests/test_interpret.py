@@ -141,8 +141,10 @@ def test_a_shared_plain_prompt_is_one_and_mpt_has_one_for_each_stream():
     ]
     assert plain[1].tokens.tolist() == composed[2, 2:].tolist()
     mpt = prompts_of(meta | {"method": "mpt"}, composed)
-    assert [one.name for one in mpt] == ["a #0", "b", "a #2"]
+    assert [one.name for one in mpt] == ["a, 4 tokens", "b", "a, 2 tokens"]
     assert [one.tokens.shape for one in mpt] == [(4, 2), (4, 2), (2, 2)]
+    alike = prompts_of(meta | {"method": "mpt", "lengths": [4, 4]}, composed)
+    assert [one.name for one in alike] == ["a #0", "b", "a #2"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

@@ -356,7 +356,9 @@ def _sources(curves: Sequence[Published]) -> str:
 
 
 def _hashable(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+    if isinstance(value, list):
+        return tuple(map(_hashable, value))
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
 
 
 def _places(values: Sequence[Any]) -> tuple[list[float], list[str], bool]:

@@ -133,12 +133,16 @@ def prompts_of(meta: Mapping[str, Any], composed: np.ndarray) -> list[Prompt]:
         of_each = [[n for n, group in enumerate(groups) if group == one] for one in range(max(groups) + 1)]
     held = [list(dict.fromkeys(tasks[n] for n in streams)) for streams in of_each]
     names = [(one[0] or "prompt") + (f" + {len(one) - 1} more" if len(one) > 1 else "") for one in held]
+    lengths = [meta["lengths"][groups[first]] for first, *_ in of_each]
+    both = list(zip(names, lengths, strict=True))
+    several = {name for name, length in both if any(name == other and length != its for other, its in both)}
+    names = [f"{name}, {counted(length, 'token')}" if name in several else name for name, length in both]
     counts = Counter(names)
     prompts = []
     for number, (name, own, (first, *_)) in enumerate(zip(names, held, of_each, strict=True)):
         group = groups[first]
-        tokens = composed[first, -meta["lengths"][group] :]
-        unique = name if counts[name] == 1 else f"{name} #{number}"  # of several seeds or lengths of a task
+        tokens = composed[first, -lengths[number] :]
+        unique = name if counts[name] == 1 else f"{name} #{number}"  # of several seeds of a task
         prompts.append(Prompt(unique, own, first, meta["seeds"][group], meta["scores"][group], tokens))
     return prompts
 

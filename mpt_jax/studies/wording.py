@@ -41,7 +41,10 @@ def short(axis: str) -> str:
 
 
 def value_label(value: Any) -> str:
-    """A value of an axis: '20', 'vocab', 't5_1_1_small' of a path."""
+    """A value of an axis: '20', 'vocab', 't5_1_1_small' of a path, '0.3' of rules with one rate for all."""
+    match value:
+        case [[".*", rate]]:
+            return str(rate)
     return Path(value).stem if isinstance(value, str) and value.endswith(".gin") else str(value)
 
 
