@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from mpt_jax.errors import UserError
-from mpt_jax.studies import grid, page, results
+from mpt_jax.studies import curves, grid, page, results, series
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.published import Drawing, Published, drawing_of, read_published
 from mpt_jax.studies.report import write_report
+from mpt_jax.studies.wording import value_label
 
 LENGTHS, RANKS, TASKS, SEEDS = (1, 20, 100), (1, 4), ("t_a", "t_b"), (0, 1, 2)
 
@@ -57,15 +58,15 @@ def write_results(folder, runs, **sweep):
 
 
 def test_an_axis_without_effect_on_a_method_makes_no_curve_of_its_own():
-    series = grid.series_of(records(), "PROMPT_LENGTH")
-    assert [one.label for one in series] == ["MPT, rank 1", "MPT, rank 4", "Prompt tuning"]
+    found = series.series_of(records(), "PROMPT_LENGTH")
+    assert [one.label for one in found] == ["MPT, rank 1", "MPT, rank 4", "Prompt tuning"]
     runs = len(LENGTHS) * len(TASKS) * len(SEEDS)
-    assert [len(group) for group in series.values()] == [runs] * 3  # what cells share is counted once
+    assert [len(group) for group in found.values()] == [runs] * 3  # what cells share is counted once
 
 
 def test_runs_with_equal_scores_are_different_runs_where_they_lie_apart():
     chosen = [r | {"score": 50.0} for r in records(("mpt",))]
-    assert len(grid.series_of(chosen, "PROMPT_LENGTH")) == 2
+    assert len(series.series_of(chosen, "PROMPT_LENGTH")) == 2
 
 
 def test_table_has_the_means_over_targets_and_their_spread_over_seeds():
@@ -87,17 +88,17 @@ def test_a_point_without_all_targets_has_no_mean_and_the_rest_has():
     table = grid.grid_table(part, "PROMPT_LENGTH")
     texts = {(row[1].text, row[2].value): row[3].text for row in table.rows}
     assert texts["MPT, rank 4", 20] == "–" and "–" not in texts["MPT, rank 1", 20]
-    assert grid.score_by_axis(part, "PROMPT_LENGTH") is not None
+    assert curves.score_by_axis(part, "PROMPT_LENGTH") is not None
 
 
 def test_the_curves_are_the_means_on_a_log_axis_where_it_spans_more_than_tenfold():
-    figure = grid.score_by_axis(records(("prompt_tuning",)), "PROMPT_LENGTH")
+    figure = curves.score_by_axis(records(("prompt_tuning",)), "PROMPT_LENGTH")
     axis = figure.axes[0]
     assert axis.get_xscale() == "log" and [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "20", "100"]
     drawn = axis.containers[0].lines[0]
     means = [statistics.fmean(score_of(n, 1, "prompt_tuning", task, seed) for task in TASKS for seed in SEEDS) for n in LENGTHS]
     np.testing.assert_allclose(np.asarray(drawn.get_ydata(), float), means)
-    narrow = grid.score_by_axis(records(("prompt_tuning",), lengths=(1, 4)), "PROMPT_LENGTH")
+    narrow = curves.score_by_axis(records(("prompt_tuning",), lengths=(1, 4)), "PROMPT_LENGTH")
     assert narrow.axes[0].get_xscale() == "linear"
 
 
@@ -106,7 +107,7 @@ def test_axes_of_words_and_files_stand_side_by_side():
         r | {"cell": {"gin_file": f"gin/backbones/t5_{'small' if r['cell']['PROMPT_LENGTH'] == 1 else 'base'}.gin"}}
         for r in records(("mpt",), lengths=(1, 20))
     ]
-    figure = grid.score_by_axis(changed, "gin_file")
+    figure = curves.score_by_axis(changed, "gin_file")
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["t5_small", "t5_base"]
 
 
@@ -118,7 +119,7 @@ def test_a_line_joins_numbers_and_sizes_but_no_words(widths, joined):
                 architecture = {"backbone": {"architecture": {"d_model": width}}}
                 yield record | {"cell": {"gin_file": f"{name}.gin"}, "config": architecture, "folder": f"runs/{name}"}
 
-    (axis,) = grid.score_by_axis(list(runs()), "gin_file").axes
+    (axis,) = curves.score_by_axis(list(runs()), "gin_file").axes
     assert [bar.lines[0].get_linestyle() != "None" for bar in axis.containers] == [joined] * 2
 
 
@@ -128,13 +129,13 @@ def test_a_rate_on_an_axis_is_read_as_a_number():
     runs = [
         r | {"cell": r["cell"] | {"StageConfig.rules": rate}, "folder": f"{rate}"} for r in records(("mpt",)) for rate in rates
     ]
-    labels = [one.label for one in grid.series_of(runs, "PROMPT_LENGTH")]
+    labels = [one.label for one in series.series_of(runs, "PROMPT_LENGTH")]
     assert labels == ["MPT, rank 1, rules 0.3", "MPT, rank 1, rules 1.0", "MPT, rank 4, rules 0.3", "MPT, rank 4, rules 1.0"]
     assert {row[2].text for row in grid.grid_table(runs, "StageConfig.rules").rows} == {"0.3", "1.0"}
 
 
 def test_a_method_looks_the_same_in_every_picture():
-    some = grid.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
+    some = curves.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
     assert [bar.lines[0].get_color() for bar in some] == [look("mpt").color, "#D55E00", look("prompt_tuning").color]
 
 
@@ -149,9 +150,9 @@ def test_sentences_name_the_highest_and_what_is_no_worse():
 def test_no_two_curves_look_alike(ranks):
     """Neither where each method has one, nor where one method has several."""
     runs = [r for r in records() if r["cell"]["PromptConfig.rank"] in ranks]
-    (axis,) = grid.score_by_axis(runs, "PROMPT_LENGTH").axes
-    curves = [line for line in axis.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()) > 2]
-    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in curves]
+    (axis,) = curves.score_by_axis(runs, "PROMPT_LENGTH").axes
+    lines = [line for line in axis.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()) > 2]
+    looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines]
     assert len(set(looks)) == len(looks) == len(ranks) + 1
 
 
@@ -193,25 +194,25 @@ def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp
 
 def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
     """A line of one point shows nothing: each published curve has marks."""
-    curves = [Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
+    published = [Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
     figures = (
-        grid.score_by_axis(records(), "PROMPT_LENGTH", curves[:1]),
-        grid.parameter_frontier(records(), curves[1:]),
+        curves.score_by_axis(records(), "PROMPT_LENGTH", published[:1]),
+        curves.parameter_frontier(records(), published[1:]),
     )
     for figure in figures:
         (line,) = (line for line in figure.axes[0].lines if list(line.get_ydata()) == [44.0])
         assert list(line.get_xdata()) == [20] and line.get_marker() not in ("None", "", None)
-    blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=tuple(curves)))
+    blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=tuple(published)))
     texts = [block.caption for block in blocks if isinstance(block, page.Picture)]
     assert all("Dashed: One (A paper)." in text for text in texts) and len(texts) == 2
 
 
 def test_a_long_legend_leaves_the_picture_its_height():
-    curves = [Published(f"A method that was published {n}", "A paper", (2**n,), (44.0,), "parameters") for n in range(9)]
+    published = [Published(f"A method that was published {n}", "A paper", (2**n,), (44.0,), "parameters") for n in range(9)]
 
     def height(number: int) -> float:
         """Of the axes, in inches."""
-        figure = grid.parameter_frontier(records(), curves[:number])
+        figure = curves.parameter_frontier(records(), published[:number])
         figure.draw_without_rendering()
         return figure.axes[0].get_position().height * figure.get_figheight()
 
@@ -231,25 +232,25 @@ def test_published_curves_stand_at_their_ticks_also_while_sizes_have_no_results(
     """An axis of words has its places from the sweep's values; a value that it has not stands nowhere."""
     curve = Published("Theirs", "A paper", ("small", "base", "large"), (1.0, 2.0, 3.0))
     for done in (SIZES, SIZES[1:], SIZES[:1], SIZES[2:]):
-        (axis,) = grid.score_by_axis(by_size(done), "gin_file", [curve], SIZES).axes
+        (axis,) = curves.score_by_axis(by_size(done), "gin_file", [curve], SIZES).axes
         ticks = dict(zip((tick.get_text() for tick in axis.get_xticklabels()), axis.get_xticks(), strict=True))
         assert list(ticks) == ["small", "base", "large"]
         (theirs,) = (line for line in axis.lines if list(line.get_ydata()) == [1, 2, 3])
         assert list(theirs.get_xdata()) == [ticks[label] for label in curve.x]
         ours = np.asarray(axis.containers[0].lines[0].get_xdata(), float)
-        np.testing.assert_allclose(ours, [ticks[grid.value_label(size)] for size in done], atol=0.1)
+        np.testing.assert_allclose(ours, [ticks[value_label(size)] for size in done], atol=0.1)
 
 
 def test_a_published_point_without_a_place_is_left_out_and_named():
-    curves = (Published("Theirs", "A paper", ("small", "huge"), (1.0, 2.0)), Published("Others", "B", ("tiny",), (3.0,)))
+    published = (Published("Theirs", "A paper", ("small", "huge"), (1.0, 2.0)), Published("Others", "B", ("tiny",), (3.0,)))
     (picture, *_) = (
-        b for b in grid.build_grid(by_size(), Drawing("gin_file", {"gin_file": SIZES}, curves)) if isinstance(b, page.Picture)
+        b for b in grid.build_grid(by_size(), Drawing("gin_file", {"gin_file": SIZES}, published)) if isinstance(b, page.Picture)
     )
     assert "Left out, for gin file has no such value here: Theirs at huge; Others at tiny." in picture.caption
     drawn = [list(line.get_ydata()) for line in picture.figure.axes[0].lines]
     assert [1.0] in drawn and not any(y in line for line in drawn for y in (2.0, 3.0))
-    assert grid.place_of("small", (1, 4)) is grid.place_of(0, (1, 20)) is None  # a word, and 0 on a log scale
-    assert grid.place_of(2, (1, 20)) == 2.0 and grid.place_of(4, ("auto", 4)) == 1.0
+    assert curves.place_of("small", (1, 4)) is curves.place_of(0, (1, 20)) is None  # a word, and 0 on a log scale
+    assert curves.place_of(2, (1, 20)) == 2.0 and curves.place_of(4, ("auto", 4)) == 1.0
 
 
 def test_an_x_that_the_results_do_not_have_gives_way_to_an_axis_of_theirs(tmp_path):
@@ -320,8 +321,8 @@ def test_an_axis_matters_where_no_two_of_its_values_share_a_seed():
 def test_numbers_on_an_axis_are_drawn_by_size():
     """Also those that came to a sweep later."""
     late = records(lengths=(LENGTHS[-1], *LENGTHS[:-1]))
-    assert grid.axes_of(late)["PROMPT_LENGTH"] == sorted(LENGTHS)
-    (axis,) = grid.score_by_axis(late, "PROMPT_LENGTH").axes
+    assert series.axes_of(late)["PROMPT_LENGTH"] == sorted(LENGTHS)
+    (axis,) = curves.score_by_axis(late, "PROMPT_LENGTH").axes
     drawn = [line.get_xdata() for line in axis.get_lines() if len(line.get_xdata()) == len(LENGTHS)]
     assert drawn and all(list(xs) == sorted(xs) for xs in drawn)
 

@@ -1,0 +1,170 @@
+"""The pictures of a sweep: scores along an axis, and what parameters buy; published numbers are dashed."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mpt_jax.studies import results
+from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes, line_handle
+from mpt_jax.studies.looks import LOOKS, OTHER_LOOKS, REFERENCE_LINES, STYLE, Look, look
+from mpt_jax.studies.published import Published, is_number
+from mpt_jax.studies.results import Record
+from mpt_jax.studies.series import Records, Series, axes_of, mean_of, results_at, series_of
+from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, short, value_label
+
+AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
+TICK_LETTERS = 45  # that stand side by side below a panel
+PUBLISHED_COLOR = "#7a7a7a"
+PUBLISHED_MARKERS = "os^DvPX*"  # hollow; a curve may be a single point
+
+
+def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (), values: Sequence[Any] = ()) -> Figure:
+    """One panel per k: the mean over targets along x, a curve for each series.
+
+    `values` have the ticks, those without results, too; () stands for those with results.
+    """
+    tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
+    values = values or axes_of(targets)[x]
+    places, labels, log = _places(values)
+    ordered = all(map(is_number, values)) or _sizes(targets, x, values)  # a line says that there is something in between
+    with rc_context(STYLE):
+        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        handles: dict[str, Line2D] = {}
+        for axis, k in zip(axes, settings, strict=False):
+            here = results.select(targets, k=k)
+            series = series_of(here, x)
+            looks = _looks(list(series))
+            everything = []
+            for index, (one, runs) in enumerate(series.items()):
+                style = looks[one] if ordered else dataclasses.replace(looks[one], line="none")
+                spreads = [mean_of(results_at(runs, x, value), k, tasks) for value in values]
+                everything += spreads
+                apart = 0.012 if ordered else min(0.12, 0.6 / len(series)) / max(1, len(values) - 1)
+                aside = apart * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
+                draw_line(axis, _aside(places, aside, log), spreads, style)
+                handles[one.label] = line_handle(style)
+            for number, curve in enumerate(published):
+                both = [(place_of(at, values), y) for at, y in zip(curve.x, curve.y, strict=True)]
+                if placed := [(where, y) for where, y in both if where is not None]:
+                    handles[curve.label] = _draw_published(axis, placed, curve, number)
+            level = results.reference(targets, "chance", tasks)
+            if level is not None:
+                color, dashes = REFERENCE_LINES["chance"]
+                axis.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
+                handles["chance"] = Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")
+            axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
+            _scale(axis, places, labels, log)
+            if not ordered:
+                axis.set_xlim(-0.5, len(places) - 0.5)
+            axis.set_xlabel(name_of(x))
+        for index in range(0, len(axes), columns):
+            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+        draw_legend(figure, list(handles.values()))
+    return figure
+
+
+def parameter_frontier(targets: Records, published: Sequence[Published] = ()) -> Figure | None:
+    """Score against the numbers trained, one panel per k; None for one method, or where all runs train as many."""
+    sizes = {record["params_trained"] for record in targets if record.get("params_trained")}
+    if len(sizes) < 2 or len(results.values_of(targets, "method")) < 2:
+        return None
+    tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
+    with rc_context(STYLE):
+        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        handles: dict[str, Line2D] = {}
+        for axis, k in zip(axes, settings, strict=False):
+            marks: dict[tuple[str, int, str], list[Record]] = {}
+            for record in results.select(targets, k=k):
+                cell = json.dumps(record["cell"], sort_keys=True)
+                marks.setdefault((record["method"], record["params_trained"], cell), []).append(record)
+            for (method, size, _), runs in marks.items():
+                looks: dict[str, Any] = {"color": look(method).color, "marker": look(method).marker, **MARKER}
+                if mean := mean_of(runs, k, tasks):
+                    error = 0.0 if math.isnan(mean.std) else mean.std
+                    axis.errorbar(size, mean.mean, error, ms=5, capsize=2, elinewidth=1, **looks)
+                handles[method] = Line2D([], [], ls="", label=look(method).label, **looks)
+            for number, curve in enumerate(published):
+                handles[curve.label] = _draw_published(axis, list(zip(curve.x, curve.y, strict=True)), curve, number)
+            axis.set_xscale("log")
+            axis.set_title(setting_label(k))
+            axis.set_xlabel("numbers trained for a task")
+        for index in range(0, len(axes), columns):
+            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+        draw_legend(figure, list(handles.values()))
+    return figure
+
+
+def name_of(axis: str) -> str:
+    """An axis as a person reads it."""
+    return AXIS_NAMES.get(axis, short(axis))
+
+
+def place_of(at: Any, values: Sequence[Any]) -> float | None:
+    """Where a value of a published curve stands on an axis of these values; None where it has no place.
+
+    A number has one on any scale of numbers; what stands side by side is found by its value or by its label.
+    """
+    places, labels, log = _places(values)
+    if all(map(is_number, values)):
+        return float(at) if is_number(at) and (at > 0 or not log) else None
+    if at in values:
+        return places[list(values).index(at)]
+    return places[labels.index(value_label(at))] if value_label(at) in labels else None
+
+
+def _sizes(targets: Records, x: str, values: Sequence[Any]) -> bool:
+    """Whether each value of x that has results is a T5 of another size."""
+    found = [[run.get("config", {}).get("backbone", {}) for run in results_at(targets, x, value)] for value in values]
+    shapes = [{json.dumps(backbone.get("architecture")) for backbone in backbones} for backbones in found if backbones]
+    return len(set.union(*shapes)) == len(shapes) > 1
+
+
+def _places(values: Sequence[Any]) -> tuple[list[float], list[str], bool]:
+    """(places, labels, whether on a log scale): numbers over more than a factor of ten are, words are at 0, 1, 2, …"""
+    labels = [value_label(value) for value in values]
+    if not all(map(is_number, values)):
+        return [float(n) for n in range(len(values))], labels, False
+    places = [float(value) for value in values]
+    return places, labels, min(places) > 0 and max(places) / min(places) > 10
+
+
+def _aside(places: Sequence[float], share: float, log: bool) -> list[float]:
+    """The places moved by a share of their whole extent."""
+    if log:
+        extent = math.log(max(places) / min(places))
+        return [place * math.exp(share * extent) for place in places]
+    return [place + share * (max(places) - min(places) or 1.0) for place in places]
+
+
+def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Published, number: int) -> Line2D:
+    """Draws the `number`-th published curve through the points that have a place; returns its line in the legend."""
+    looks: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
+    looks |= {"marker": PUBLISHED_MARKERS[number % len(PUBLISHED_MARKERS)], "ms": 4.5, "mfc": "none"}
+    axis.plot(*zip(*points, strict=True), zorder=1, **looks)
+    return Line2D([], [], label=curve.label, **looks)
+
+
+def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool) -> None:
+    if log:
+        axis.set_xscale("log")
+    wide = sum(map(len, labels)) > TICK_LETTERS
+    turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if wide else {}
+    axis.set_xticks(list(places), list(labels), **turned)
+    axis.minorticks_off()
+
+
+def _looks(every: Sequence[Series]) -> dict[Series, Look]:
+    """The look of each series: a method's own for its first one, for the others what is no method's, then what is none's here."""
+    first = {one.method: one for one in reversed(every)}
+    taken = [look(method) for method in first]
+    free = itertools.cycle([style for style in (*OTHER_LOOKS, *LOOKS.values()) if style not in taken])
+    looks = {one: look(one.method) if first[one.method] == one else next(free) for one in every}
+    return {one: dataclasses.replace(style, label=one.label) for one, style in looks.items()}
