@@ -1,7 +1,7 @@
 # make demo   multitask prompt tuning from end to end on this machine's CPU, with a report at the end
 # make study STUDY=few_shot_mini   a study of gin/studies/ on mini, as fast as the demo (docs/studies/README.md)
 # make test   the tests           make lint   ruff, mypy and shellcheck           make format   ruff's formatting
-# make mini   pretrains the T5 that ships with the package (an hour)     make mini-sizes   at three widths (two hours)
+# make mini   pretrains the T5 that ships with the package (an hour)     make mini-sizes   a narrower and a wider one (an hour and a half)
 # make loader-speed    measures how many examples a second the loader makes (minutes)
 # make packing-speed   measures padded, trimmed and packed batches on four tasks in MPT_JAX_DATA (a quarter of an hour)
 # make bank-speed   measures prompts trained side by side against separate runs (minutes; SIZE=small takes a larger T5)
@@ -22,7 +22,7 @@ PYTEST_ARGS ?= -n 2
 HUGE := glibc.malloc.hugetlb=1
 export GLIBC_TUNABLES ?= $(HUGE)
 
-MINI_SIZES := mini-d64 mini-d96 mini-d128
+MINI_SIZES := mini-d32 mini-d128
 .PHONY: demo study test lint format mini mini-sizes $(MINI_SIZES) soak load-memory plan-table int8-base loader-speed packing-speed \
   bank-speed bench-peft install install-dev clean
 
@@ -81,29 +81,32 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 # The embedded T5, from English text in MPT_JAX_CORPUS; within an hour on two cores, and resumed by the same command.
-# $(call pretrain,FOLDER,VOCABULARY,GIN FILES THAT CHANGE THE MODEL): all stages, each from the run of the one before.
+# $(call pretrain,FOLDER,GIN FILE THAT CHANGES THE MODEL): all stages at their rates, each from the run of the one before.
 define pretrain
-	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin $(3) --gin.INITIAL_CHECKPOINT_PATH=scratch --gin.MODEL_DIR=$(1)/1 --gin.VOCABULARY=$(2)
-	$(call continue,$(1)/2,$(1)/1,sketch_lesson_2,5000,1.2e-3,8e-3,$(3))
-	$(call continue,$(1)/3,$(1)/2,sketch_lesson_3,16000,1.2e-3,4e-3,$(3))
-	$(call continue,$(1)/4,$(1)/3,mini_spans,1500,5e-4,2e-3,$(3))
-	$(call continue,$(1)/5,$(1)/4,mini_prefix,700,5e-4,2e-3,$(3))
+	$(TRAIN) --gin_file=gin/studies/pretrain_mini.gin $(2) --gin.INITIAL_CHECKPOINT_PATH=scratch --gin.MODEL_DIR=$(1)/1 \
+	  --gin.VOCABULARY=mpt_jax/assets/mini/sentencepiece.model --gin.LEARNING_RATE=$(word 1,$(RATES))
+	$(call continue,$(1)/2,$(1)/1,sketch_lesson_2,5000,$(word 2,$(RATES)),8e-3,$(2))
+	$(call continue,$(1)/3,$(1)/2,sketch_lesson_3,16000,$(word 3,$(RATES)),4e-3,$(2))
+	$(call continue,$(1)/4,$(1)/3,mini_spans,1500,$(word 4,$(RATES)),2e-3,$(2))
+	$(call continue,$(1)/5,$(1)/4,mini_prefix,700,$(word 5,$(RATES)),2e-3,$(2))
 endef
+# Of AdamW: twice the width, half the rate.
+RATES := 1.5e-3 1.2e-3 1.2e-3 5e-4 5e-4
+mini-d32: RATES := 3e-3 2.4e-3 2.4e-3 1e-3 1e-3
+mini-d128: RATES := 7.5e-4 6e-4 6e-4 2.5e-4 2.5e-4
 TRAIN = $(BIN)/python -m mpt_jax train
-# $(call continue,RUN,FROM,MIXTURE,STEPS,RATE,RATE OF POSITION BIASES,GIN FILES)
+# $(call continue,RUN,FROM,MIXTURE,STEPS,RATE,RATE OF POSITION BIASES,GIN FILE)
 continue = $(TRAIN) --gin_file=gin/studies/continue_mini.gin $(7) --gin.MODEL_DIR=$(1) --gin.INITIAL_CHECKPOINT_PATH=$(2) \
   --gin.MIXTURE_OR_TASK_NAME=$(3) --gin.TRAIN_STEPS=$(4) --gin.LEARNING_RATE=$(5) --gin.BIAS_LEARNING_RATE=$(6)
 MINI := runs/mini
 mini: $(RUNTIME)
-	@mkdir -p $(MINI)
-	test -f $(MINI)/sentencepiece.model || $(BIN)/python -m tasks.mini_vocabulary $(MINI)/sentencepiece.model
-	$(call pretrain,$(MINI),$(MINI)/sentencepiece.model,)
+	$(call pretrain,$(MINI),)
 	$(BIN)/python -m tasks.mini_release $(foreach stage,1 2 3 4 5,$(MINI)/$(stage)) mpt_jax/assets/mini
 
-# Minis of three widths by the same steps, for gin/studies/sizes_mini.gin.
+# A narrower mini and a wider one by the same steps, for gin/studies/sizes_mini.gin.
 mini-sizes: $(MINI_SIZES)
 $(MINI_SIZES): mini-%: $(RUNTIME)
-	$(call pretrain,runs/mini_$*,mpt_jax/assets/mini/sentencepiece.model,--gin_file=gin/sizes/mini_$*.gin)
+	$(call pretrain,runs/mini_$*,--gin_file=gin/sizes/mini_$*.gin)
 
 install: $(RUNTIME)
 install-dev: $(DEV)

@@ -1,6 +1,9 @@
 """Trains the SentencePiece vocabulary of the embedded T5, `mini`.
 
-MPT_JAX_CORPUS=FOLDER python -m tasks.mini_vocabulary sentencepiece.model
+    MPT_JAX_CORPUS=FOLDER python -m tasks.mini_vocabulary sentencepiece.model
+
+The one that ships was made before the exercises were last changed, and `make mini` keeps it: of one made now, 25 of 3,996 pieces
+differ.
 """
 
 import random

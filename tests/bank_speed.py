@@ -19,7 +19,7 @@ from mpt_jax.partitioning import make_mesh, place_batch
 from mpt_jax.prompts import build_prompt
 from mpt_jax.train_state import create_state, make_train_step
 
-MINI = T5Config(4096, 128, d_kv=32, num_heads=4, d_ff=256, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
+MINI = T5Config(4096, 64, d_kv=16, num_heads=4, d_ff=128, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
 SMALL = T5Config(32128, 512, d_kv=64, num_heads=6, d_ff=1024, num_encoder_layers=8, num_decoder_layers=8)
 EACH, TARGETS, REPEATS = 8, 8, 9
 SHAPES = ((32, 20), (128, 100))  # T, P

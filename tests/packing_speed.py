@@ -30,7 +30,7 @@ TASKS = ("sst2", "mnli", "boolq", "multirc")
 PROMPTS = (20, 100)
 LONGEST, TARGETS, BATCH, STEPS, ROWS, REPEATS = 512, 16, 32, 200, 4, 5
 BASE = T5Config(32128, 768, d_kv=64, num_heads=12, d_ff=2048, num_encoder_layers=12, num_decoder_layers=12)
-MINI = T5Config(4096, 128, d_kv=32, num_heads=4, d_ff=256, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
+MINI = T5Config(4096, 64, d_kv=16, num_heads=4, d_ff=128, num_encoder_layers=4, num_decoder_layers=2)  # gin/backbones/mini.gin
 
 
 def layouts(length, mean, prompt):

@@ -42,7 +42,7 @@ def test_show_prints_every_value_with_its_origin(capsys, tmp_path):
     assert cli.main(["show", MINI, *FLAGS, f"--gin.MODEL_DIR={tmp_path}"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"^ +steps += 7 +# --gin.TRAIN_STEPS$", out, re.MULTILINE)
-    assert re.search(r"^ +d_kv += 32 +# gin/backbones/mini.gin:\d+$", out, re.MULTILINE)
+    assert re.search(r"^ +d_kv += 16 +# gin/backbones/mini.gin:\d+$", out, re.MULTILINE)
     assert re.search(r"^ +batch_size += 32 +# gin/base.gin:\d+ \(BATCH_SIZE\)$", out, re.MULTILINE)
     assert re.search(r"^ +rank += 1 +# default$", out, re.MULTILINE)
     assert "\nTrainConfig  (train)\n" in out

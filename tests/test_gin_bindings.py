@@ -66,7 +66,7 @@ def test_macros_reach_the_fields_of_the_experiment():
     config = mini("BATCH_SIZE=5", "RANDOM_SEED=3", "PROMPT_LENGTH=9").experiment()
     assert (config.data.mixture, config.train.model_dir, config.train.steps) == ("a_task", "/tmp/run", 7)
     assert (config.data.batch_size, config.data.seed, config.train.seed, config.prompt.length) == (5, 3, 3, 9)
-    assert config.backbone.architecture.d_kv == 32
+    assert config.backbone.architecture.d_kv == 16
     assert config.loss == Experiment.__dataclass_fields__["loss"].default
 
 
@@ -85,12 +85,12 @@ def backbones_of(axis: tuple[str, ...], files: list[str], *flags: str) -> dict[s
     return {name: (backbone.checkpoint, backbone.architecture.d_model) for name, backbone in found.items()}
 
 
-SMALLER = "gin/sizes/mini_d64.gin"
+SMALLER = "gin/sizes/mini_d32.gin"
 
 
 @pytest.mark.parametrize("given", [[MINI, SMALLER], [SMALLER, MINI], [MINI, "gin/methods/prompt_tuning.gin", SMALLER]], ids=str)
 def test_a_file_on_an_axis_is_read_last_also_where_it_was_given_before(given):
-    models = {MINI: ("embedded:mini", 128), SMALLER: ("runs/mini_d64/5", 64)}
+    models = {MINI: ("embedded:mini", 64), SMALLER: ("runs/mini_d32/5", 32)}
     assert backbones_of((MINI, SMALLER), given) == models
     assert backbones_of((SMALLER, MINI), given) == models
 
@@ -109,7 +109,7 @@ def test_a_cell_of_another_model_than_its_file_s_is_refused(tmp_path):
     other = write(tmp_path, "INITIAL_CHECKPOINT_PATH = 'scratch'\n", "other.gin")
     deep = write(tmp_path, f'include "{MINI}"\nT5Config.num_decoder_layers = 6\n', "deep.gin")
     for given, had, has in (
-        ([MINI, SMALLER], r"T5Config.d_model = 128 from \S+mini.gin:\d+", "mini_d64.gin:4 sets 64"),
+        ([MINI, SMALLER], r"T5Config.d_model = 64 from \S+mini.gin:\d+", "mini_d32.gin:4 sets 32"),
         ([MINI, other], r"INITIAL_CHECKPOINT_PATH = 'embedded:mini' from \S+mini.gin:\d+", "other.gin:1 sets 'scratch'"),
         ([deep], r"T5Config.num_decoder_layers = 2 from \S+mini.gin:\d+", "deep.gin:2 sets 6"),
     ):
@@ -339,7 +339,7 @@ def test_includes_are_found_beside_the_file_and_in_search_paths(tmp_path):
 def test_bundled_files_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (MINI, "backbones/mini.gin"):
-        assert parse([name], FLAGS).experiment().backbone.architecture.d_kv == 32
+        assert parse([name], FLAGS).experiment().backbone.architecture.d_kv == 16
 
 
 def test_one_parse_leaves_nothing_for_the_next():
