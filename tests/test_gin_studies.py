@@ -190,8 +190,8 @@ def work(name: str) -> float:
 
 @pytest.mark.parametrize("name", IN_FIVE_MINUTES)
 def test_a_study_on_mini_is_short(name):
-    """The demo takes 5 minutes on two cores."""
-    assert work(name) < work("demo")
+    """Some five minutes, as the demo."""
+    assert work(name) < 1.1 * work("demo")
 
 
 def test_the_table_of_fields_has_all():
