@@ -276,7 +276,7 @@ def test_the_advice_starts_a_run(form, meta, tmp_path, capsys):
 
 
 def test_the_command(tmp_path, capsys):
-    mpt = random_params("mpt", (0, 0, 0), width=128)
+    mpt = random_params("mpt", (0, 0, 0), width=64)
     save_prompts(tmp_path / "run" / "prompts.safetensors", mpt, SHARED)
     flags = {"MIXTURE_OR_TASK_NAME": "a", "TRAIN_STEPS": 1, "MODEL_DIR": tmp_path / "run", "ExportConfig.format": "peft_mpt"}
     flags["ExportConfig.output"] = tmp_path / "adapter"

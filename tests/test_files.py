@@ -70,8 +70,8 @@ def test_a_folder_that_fails_is_left_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["import", "export"])
 def test_a_disk_that_takes_no_more_is_told(command: str, tmp_path: Path) -> None:
-    """Files of at most a MiB, as where a disk is full."""
-    script = f"ulimit -f 1024; exec {sys.executable} -m mpt_jax {command} embedded:mini {tmp_path}/new"
+    """Files of at most a quarter of a MiB, as where a disk is full."""
+    script = f"ulimit -f 256; exec {sys.executable} -m mpt_jax {command} embedded:mini {tmp_path}/new"
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: The model cannot be written to {tmp_path}/new (") and done.stderr.count("\n") == 1
