@@ -223,7 +223,7 @@ def test_two_calls_share_a_sweep_and_one_that_is_killed_is_replaced(folder, fini
         first.communicate()
     assert list((folder / "shared" / "claims").glob("*.json")), "killed too late: nothing was claimed"
     with call(gin) as one, call(gin) as other:
-        errors = [process.communicate(timeout=240)[1] for process in (one, other)]
+        errors = [process.communicate(timeout=480)[1] for process in (one, other)]
         assert [one.returncode, other.returncode] == [0, 0], errors
     found = scores(folder / "shared")
     assert len(found) == 8 and found.items() <= scores(finished).items()
