@@ -68,7 +68,7 @@ def scores_by_task(records: Records, k: int) -> Figure | None:
     """One setting in detail: bars of every method for every target, and the seeds as dots."""
     here = results.select(results.targets_of(records), k=k)
     labels = task_labels(results.values_of(here, "task"))
-    return _groups_of_bars([(label, results.select(here, task=task)) for task, label in labels.items()], k)
+    return _groups_of_bars([(_two_lines(label), results.select(here, task=task)) for task, label in labels.items()], k)
 
 
 def zero_shot_scores(records: Records, k: int) -> Figure | None:
@@ -97,7 +97,7 @@ def _groups_of_bars(groups: Sequence[tuple[str, Records]], k: int) -> Figure | N
             everything += [results.spread(values) for values in seeds]
         for x, (_, runs) in enumerate(groups):
             _references(axis, runs, [runs[0]["task"]], (x - 0.45, x + 0.45))
-        axis.set_xticks(range(len(groups)), [label if "\n" in label else _two_lines(label) for label, _ in groups])
+        axis.set_xticks(range(len(groups)), [label for label, _ in groups])
         axis.tick_params(axis="x", length=0)
         axis.set_ylim(0, max(100, top * 1.02))
         axis.set_ylabel("score")
