@@ -130,6 +130,16 @@ def _configuration(arguments: argparse.Namespace) -> Parsed:
     return parse(arguments.gin_file, arguments.bindings, arguments.search_paths)
 
 
+def _of_one_run(arguments: argparse.Namespace, instead: str) -> Parsed:
+    """The configuration of a command that would take a study for its base, a run that no one asked for."""
+    parsed = _configuration(arguments)
+    if parsed.binds(PipelineConfig):
+        raise UserError(
+            f"{arguments.command} is for one run, and {arguments.gin_file[-1]} sets PipelineConfig, a study of many; {instead}"
+        )
+    return parsed
+
+
 def write_config(text: str, config: Any, model_dir: str) -> None:
     """Writes `<model_dir>/config.gin` and config.json; a config.gin that says something else is kept as config.1.gin …
 
@@ -151,7 +161,7 @@ def write_config(text: str, config: Any, model_dir: str) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    parsed = _configuration(arguments)
+    parsed = _of_one_run(arguments, "call pipeline or sweep with the same files.")
     experiment = parsed.experiment()
     if experiment.train.steps == 0:  # of a study's base, which trains nothing itself, it may be
         raise UserError("TrainConfig.steps (TRAIN_STEPS) is 0, so nothing would be trained; give the number of steps.")
@@ -279,7 +289,7 @@ def _sweep(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     if not arguments.topology:
         raise UserError("plan needs the devices that it is for: --topology=v5e:2x4, v4:2x2x2, h100:8 …")
-    parsed = _configuration(arguments)
+    parsed = _of_one_run(arguments, f"sweep --dry-run --topology={arguments.topology} with the same files tells of all its jobs.")
     parsed.supply(dict.fromkeys(("MODEL_DIR", "INITIAL_CHECKPOINT_PATH"), "none"))  # nothing is read or written
     experiment = parsed.experiment()
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs on a device, and looking for one takes time

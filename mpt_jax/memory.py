@@ -15,7 +15,7 @@ from mpt_jax.costs import kept_for_gradient
 from mpt_jax.distill import make_loss
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import T5, logical_axes, param_shapes
-from mpt_jax.partitioning import batch_sharding, batch_ways, make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_sharding, batch_ways, check_batch_size, make_mesh, replicated, tree_sharding
 from mpt_jax.predict import make_generate
 from mpt_jax.prompts import build_prompt
 from mpt_jax.shapes import BATCH_SHAPES
@@ -169,6 +169,20 @@ def device_bytes(tree: Tree) -> int:
 
 def _size(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.shape) * (np.dtype(leaf.dtype).itemsize if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else 8)
+
+
+def mesh_over(experiment: Experiment, groups: tuple[int, ...], devices: Sequence[Any], memory: float) -> Mesh:
+    """The mesh of a run on these devices, of `memory` bytes each; with `num_partitions=0` the smallest model axis that fits.
+
+    Raises:
+        UserError: none fits, the devices are no multiple of the mesh, or they cannot share the batch.
+    """
+    partition = experiment.partition
+    if partition.num_partitions == 0:
+        partition = PartitionConfig(choose_partitions(experiment, groups, devices, memory), partition.fsdp)
+    mesh = make_mesh(partition, list(devices))
+    check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
+    return mesh
 
 
 def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: Sequence[Any], memory: float) -> int:

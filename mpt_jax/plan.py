@@ -23,9 +23,9 @@ from mpt_jax.config import Experiment, PartitionConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.errors import UserError
 from mpt_jax.hardware import EFFICIENCY, GIB, Slice, find_slice
-from mpt_jax.memory import Estimate, Programs, choose_partitions, decoded_length, device_bytes, estimate_training, programs_of
+from mpt_jax.memory import Estimate, Programs, decoded_length, device_bytes, estimate_training, mesh_over, programs_of
 from mpt_jax.models.t5 import count_parameters
-from mpt_jax.partitioning import batch_ways, check_batch_size, make_mesh
+from mpt_jax.partitioning import batch_ways, make_mesh
 from mpt_jax.quiet import silent_stderr
 
 LIBTPU = "libtpu==0.0.42.*"  # what jax 0.10.2 pins in its extra "tpu"
@@ -82,14 +82,7 @@ def make_plan(experiment: Experiment, topology: str, *, decoding: bool = True) -
     where = find_slice(topology)
     devices = _tpu_devices(where.topology) if where.topology else [jax.devices("cpu")[0]] * where.size
     groups = setup.find_streams(experiment).groups
-    if experiment.partition.num_partitions == 0:
-        chosen = choose_partitions(experiment, groups, devices, where.device.memory)
-        partition = PartitionConfig(chosen, experiment.partition.fsdp)
-    else:
-        partition = experiment.partition
-    mesh = make_mesh(partition, devices)
-    check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
-    programs = programs_of(experiment, groups, mesh)
+    programs = programs_of(experiment, groups, mesh_over(experiment, groups, devices, where.device.memory))
     train: Compiled | None = None
     decode: Compiled | None = None
     if where.topology:
@@ -151,13 +144,17 @@ def _lacking(message: str) -> float:
 
 def time_of(plan: Plan, work: Work, compiled: Compiled | None) -> Time:
     """Of one run of a program on the plan's devices."""
-    device, mesh = plan.slice.device, plan.programs.mesh
-    read = work.weight_bytes / mesh.shape["model"] + work.other_bytes / plan.slice.size
     moved = 0.0
     for collective in compiled.collectives if compiled else ():
         # Round a ring every byte of a sum travels twice, any other once.
         moved += collective.times * collective.bytes * (2 if collective.kind == "all-reduce" else 1)
-    return Time(work.flops / plan.slice.size / device.flops, read / device.bandwidth, moved / device.link)
+    return roofline(work, plan.slice, plan.programs.mesh.shape["model"], moved)
+
+
+def roofline(work: Work, where: Slice, partitions: int, moved: float = 0.0) -> Time:
+    """Of work that all devices share, `partitions` of them a model; `moved` bytes pass the links of a device."""
+    read = work.weight_bytes / partitions + work.other_bytes / where.size
+    return Time(work.flops / where.size / where.device.flops, read / where.device.bandwidth, moved / where.device.link)
 
 
 def peak(plan: Plan) -> float:

@@ -1,32 +1,59 @@
 """What a sweep would do and cost, told before anything is trained (`sweep --dry-run`)."""
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from mpt_jax.board import read_results
-from mpt_jax.config import Experiment, PartitionConfig
+from mpt_jax.config import Experiment
 from mpt_jax.costs import Work, work_of
 from mpt_jax.data.registry import find_task
+from mpt_jax.hardware import EFFICIENCY, GIB, Slice, find_slice
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
-from mpt_jax.memory import programs_of
+from mpt_jax.memory import estimate_training, mesh_over, programs_of
 from mpt_jax.partitioning import make_mesh
 from mpt_jax.pipeline import duration
-from mpt_jax.plan import EFFICIENCY, Time, find_slice
+from mpt_jax.plan import roofline
 from mpt_jax.stages import Stage, tasks_of
 from mpt_jax.studies.wording import counted
 from mpt_jax.study_data import check_known_starts
 from mpt_jax.sweep import Cell
 
+ELSEWHERE = "With --topology=v5e:2x4 (or h100 …) also how long this takes there, and whether it fits."
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
 
+class Cost(NamedTuple):
+    """Of a training on some devices."""
+
+    flops: float  # of all steps and devices together
+    seconds: float
+    memory: float  # bytes of a device, estimated
+
+
+def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
+    """From shapes alone: no data is read, nothing is compiled. Without devices FLOP are all that can be told.
+
+    Raises:
+        UserError: the devices cannot share the batch, or not hold the model as `PartitionConfig` says.
+    """
+    groups = tuple(stream.group for stream in experiment.data.streams)
+    (device, *_) = jax.devices("cpu")
+    mesh = mesh_over(experiment, groups, [device] * where.size, where.device.memory) if where else make_mesh(devices=[device])
+    programs = programs_of(experiment, groups, mesh)
+    work = Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
+    if where is None:
+        return Cost(work.flops, 0.0, 0.0)
+    seconds = roofline(work, where, mesh.shape["model"]).likely
+    return Cost(work.flops, seconds, estimate_training(programs, experiment).total)
+
+
 def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
-    """The points, the jobs that they are packed into, and what these compute; with a topology, how long that takes there.
+    """The points, the jobs that they are packed into, and what these compute; with a topology, its time and memory, too.
 
     Raises:
         UserError: a study that cannot be planned; an unknown task or topology; a task without labels or words to start from.
@@ -48,37 +75,46 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         + (f"; {counted(len(done), 'point')} done already" if done else ""),
         *(f"  {cell.name}" for cell in cells),
         "",
-        "jobs      points  prompts          steps   batch       FLOP  " + ("       time  " if where else "") + "what, each",
+        f"jobs      points  prompts          steps   batch       FLOP  {'       time     GiB  ' if where else ''}what, each",
     ]
-    sums, rows = [0.0, 0.0], []
+    rows, costs = [], []
     several = len({cell.study.base.backbone.checkpoint for cell in cells}) > 1
     for job in jobs:
         left = job.only([point.key for point in job.points if point.key not in done])
         if not left.points:
             continue
         stage = left.stage()
-        work = functools.reduce(Work.plus, map(training_work, stage.trainings))
-        seconds = 0.0
-        if where:
-            each = Time(work.flops / where.size / where.device.flops, work.weight_bytes / where.device.bandwidth, 0.0)
-            seconds = each.likely
-        sums = [sums[0] + work.flops, sums[1] + seconds]
-        time = f"{duration(seconds):>11}  " if where else ""
+        each = [cost_of(experiment, where) for experiment in stage.trainings]
+        cost = Cost(sum(one.flops for one in each), sum(one.seconds for one in each), max(one.memory for one in each))
+        costs.append(cost)
+        there = f"{duration(cost.seconds):>11} {cost.memory / GIB:7.2f}  " if where else ""
         backbone = f" ({stage.experiment.backbone.checkpoint})" if several else ""
         rows.append(
             f"{len(left.points):8}  {spread_of_lengths(left) or 'the model':<15}{steps_of(left):7,} "
-            f"{stage.trainings[-1].data.batch_size:7,} {_si(work.flops):>9}  {time}{stage.title}{_start(stage)}{backbone}"
+            f"{stage.trainings[-1].data.batch_size:7,} {_si(cost.flops):>9}  {there}{stage.title}{_start(stage)}{backbone}"
         )
     lines += [f"{len(list(same)):4} x  {row}" for row, same in itertools.groupby(rows)]
-    lines += ["", f"In all {_si(sums[0])}FLOP of training; validation and scoring come on top."]
-    if where:
-        lines.append(
-            f"On {where.size} x {where.device.name}, at {EFFICIENCY:.0%} of the peak and without communication: "
-            f"{duration(sums[1])} of training, if the jobs run one after another; compilation and loading come on top."
-        )
-    else:
-        lines.append("With --topology=v5e:2x4 (or h100 …) also the time that this takes there; `plan` says whether a job fits.")
+    lines += ["", f"In all {_si(sum(cost.flops for cost in costs))}FLOP of training; validation and scoring come on top."]
+    if costs:
+        lines += _there(costs, where) if where else [ELSEWHERE]
     return "\n".join(lines)
+
+
+def _there(costs: Sequence[Cost], where: Slice) -> list[str]:
+    """The time of all jobs on these devices, and whether they fit."""
+    seconds, limit = sum(cost.seconds for cost in costs), where.device.memory
+    time = (
+        f"On {where.size} x {where.device.name}, at {EFFICIENCY:.0%} of the peak and without communication: "
+        f"{duration(seconds)} of training, if the jobs run one after another; compilation and loading come on top."
+    )
+    fit = f"GiB are what a device needs while training, estimated, and it has {limit / GIB:.2f}: "
+    too_large = sum(cost.memory > limit for cost in costs)
+    verdict = (
+        f"{too_large} of {counted(len(costs), 'job')} would NOT fit. A smaller PipelineConfig.bank_size trains fewer prompts "
+        "side by side, TrainConfig.num_microbatches computes a batch in parts, T5Config.remat='full' keeps less, and "
+        "PartitionConfig.num_partitions cuts the model."
+    )
+    return [time, fit + (verdict if too_large else "all jobs fit.")]
 
 
 def _start(stage: Stage) -> str:
@@ -93,10 +129,3 @@ def _si(number: float) -> str:
     """'6.7 T', '44.5 E'."""
     power = min(max(int(math.log10(max(number, 1)) // 3), 0), len(PREFIXES) - 1)
     return f"{number / 1000**power:.1f} {PREFIXES[power]}"
-
-
-def training_work(experiment: Experiment) -> Work:
-    """Of all steps of a run, from shapes: products of matrices, on all devices together. No data is read."""
-    groups = tuple(stream.group for stream in experiment.data.streams)
-    programs = programs_of(experiment, groups, make_mesh(PartitionConfig(), jax.devices()[:1]))
-    return Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)

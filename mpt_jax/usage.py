@@ -142,7 +142,7 @@ FLAGS = {
     "import": f"flags:\n{VOCABULARY}",
     "export": f"{CONFIGURATION}\n\nflags of the second form:\n{VOCABULARY}",
     "sweep": f"{CONFIGURATION}\n\nflags:\n  --dry-run                   train nothing\n"
-    "  --topology=NAME             with --dry-run: devices whose time is told, as of plan",
+    "  --topology=NAME             with --dry-run: tells time and memory on these devices, named as in plan",
     "show": f"{CONFIGURATION}\n\nflags:\n  --changed                   only the values that differ from their defaults",
 }
 

@@ -15,18 +15,19 @@ import pytest
 import study
 import tiny
 
-from mpt_jax import cli
+from mpt_jax import cli, plan
 from mpt_jax.board import Board
 from mpt_jax.config import StageConfig, SweepConfig
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse_cells
 from mpt_jax.gin_text import config_text
+from mpt_jax.hardware import find_slice
 from mpt_jax.jobs import plan_jobs
 from mpt_jax.pipeline import check_study
 from mpt_jax.progress import read_history
 from mpt_jax.studies import results
 from mpt_jax.sweep import Cell, _Worker, check_sweep, run_sweep
-from mpt_jax.sweep_cost import describe, training_work
+from mpt_jax.sweep_cost import cost_of, describe
 
 LENGTHS = (2, 4)
 SWEEP = SweepConfig(axes={"PROMPT_LENGTH": LENGTHS})
@@ -251,9 +252,28 @@ def test_the_cost_of_a_bank_is_that_of_its_examples(folder):
         for job in plan_jobs([cell.study])
         if job.points[0].stage.method == "prompt_tuning" and not job.points[0].stage.is_source
     ]
-    one, two = (training_work(bank.only([point.key for point in bank.points[:n]]).stage().experiment).flops for n in (1, 2))
+    one, two = (cost_of(bank.only([point.key for point in bank.points[:n]]).stage().experiment).flops for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.01)
     assert describe([cell], folder / "cost", "").count("\n") > 5
+
+
+def test_a_dry_run_tells_what_plan_tells_and_what_does_not_fit(folder, monkeypatch):
+    """Time and memory of a bank are those of the same run as `plan` has them; a job that is too large for a device is counted."""
+    (cell,) = cells_of(folder, "there", lengths=(4,))
+    (*_, bank) = [job.stage().experiment for job in plan_jobs([cell.study])]
+    bank = tiny.replace(bank, data={"batch_size": 16})
+    planned, found = plan.make_plan(bank, "h100:2"), find_slice("h100:2")
+    cost = cost_of(bank, found)
+    assert cost.memory == planned.estimate.total
+    assert cost.seconds == pytest.approx(bank.train.steps * plan.time_of(planned, planned.train_work, None).likely)
+    assert describe([cell], folder / "there", "h100").endswith("and it has 67.06: all jobs fit.")
+
+    one = find_slice("h100")
+    needs = sorted(cost_of(job.stage().experiment, one).memory for job in plan_jobs([cell.study]))
+    assert needs[-2] < needs[-1]
+    tight = one._replace(device=one.device._replace(memory=needs[-2]))
+    monkeypatch.setattr("mpt_jax.sweep_cost.find_slice", lambda _: tight)
+    assert f"1 of {len(needs)} jobs would NOT fit" in describe([cell], folder / "there", "h100")
 
 
 CURVES = [{"label": "Theirs", "source": "A paper", "x": [2, 4], "y": [40, 60]}]
