@@ -88,7 +88,9 @@ def read_results(folder: Path, key: str) -> list[dict[str, Any]] | None:
         return None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); delete it, and its point is trained again.") from None
-    return list(records)
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} does not hold the results of a point; delete it, and its point is trained again.")
+    return records
 
 
 class Failure(NamedTuple):

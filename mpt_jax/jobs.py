@@ -70,9 +70,9 @@ def plan_jobs(cells: Sequence[PipelineConfig]) -> list[Job]:
     points = collect(cells)
     banks: dict[str, list[Point]] = {}
     for point in points:
-        alone = point.stage.is_source or point.stage.method == "model_tuning"
+        by_itself = point.stage.is_source or point.stage.method == "model_tuning"
         scoring = json.dumps(_scoring(cells[point.cells[0]]))
-        banks.setdefault(point.key if alone else digest(_alike(point), scoring), []).append(point)
+        banks.setdefault(point.key if by_itself else digest(_alike(point), scoring), []).append(point)
     jobs = []
     for bank in banks.values():
         limit = cells[bank[0].cells[0]].bank_size

@@ -88,13 +88,16 @@ def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:
     prompts start from class labels, token caches are built here.
 
     Raises:
-        UserError: an unknown task, a missing split; a task without labels or words to start from; a zero-shot task without
-            metrics, or with a label that the task that is trained on has not, where both are classifications.
+        UserError: an unknown task, a missing split; a task without metrics, or without labels or words to start from; a zero-shot
+            task with a label that the task that is trained on has not, where both are classifications.
     """
     trained = (*cfg.sources, *cfg.targets)
     setup.check_splits(cfg.base, trained, vocabulary, cfg.test_split)
     others = dict.fromkeys(task for tasks in cfg.zero_shot.values() for task in tasks)
     require_splits(cfg.base.data, others, [cfg.test_split], vocabulary)
+    for task in (*trained, *others):
+        if not registry.has_metrics(cfg.base.data, task):
+            raise UserError(f"A study scores '{task}', a task without metrics; leave it out of PipelineConfig, or give it some.")
     for task in from_labels(cfg):
         setup.labels_of(cfg.base, task, vocabulary)
 
@@ -105,10 +108,6 @@ def check_data(cfg: PipelineConfig, vocabulary: Vocabulary) -> None:
 
     for target, tasks in cfg.zero_shot.items():
         for task in tasks:
-            if not _open(cfg, task, cfg.test_split, vocabulary).has_metrics:
-                raise UserError(
-                    f"PipelineConfig.zero_shot['{target}'] has '{task}', a task without a metric to be scored by; leave it out."
-                )
             ours, theirs = known(target), known(task)
             if ours and set(theirs) - set(ours):
                 raise UserError(

@@ -53,7 +53,7 @@ class Cell(NamedTuple):
     @property
     def name(self) -> str:
         """'PROMPT_LENGTH=20, PromptConfig.init=vocab'."""
-        return ", ".join(f"{axis}={value}" for axis, value in self.axes.items())
+        return ", ".join(f"{axis}={shown(value)}" for axis, value in self.axes.items())
 
 
 def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
@@ -94,7 +94,17 @@ def check_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> tuple[Path, Drawing]
         raise UserError(
             f"MODEL_DIR {folder} holds {'a single run' if run.has_progress() else 'a study'}, not a sweep; give another."
         )
-    return folder, Drawing(cfg.x, cfg.axes, read_published(cfg.published) if cfg.published else ())
+    axes = {axis: tuple(map(shown, values)) for axis, values in cfg.axes.items()}
+    return folder, Drawing(cfg.x, axes, read_published(cfg.published) if cfg.published else ())
+
+
+def shown(value: Any) -> Any:
+    """An axis' value as results have it: numbers, words and tuples of them are themselves, all else what gin files say for it."""
+
+    def plain(part: Any) -> bool:
+        return isinstance(part, str | int | float | None) or (isinstance(part, tuple | list) and all(map(plain, part)))
+
+    return value if plain(value) else " ".join(gin_literal(value).split())
 
 
 def check_data(cells: Sequence[Cell]) -> None:
@@ -141,7 +151,7 @@ def write_results(folder: Path, jobs: Sequence[Job], cells: Sequence[Cell], draw
         missing = [point.key for point, found in points if found is None]
         now = dataclasses.replace(drawing, missing=len(missing), failed=len(read_failures(folder, missing)))
         collected[0] = {**collected[0], "sweep": dataclasses.asdict(now)}
-        lines = [json.dumps(record, ensure_ascii=False, default=gin_literal) + "\n" for record in collected]  # of an axis: @a/B()
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in collected]
         write_text(folder / results.RESULTS_FILE, "".join(lines))
     return len(collected)
 
@@ -153,7 +163,8 @@ def collect_results(points: Sequence[tuple[Point, Sequence[Record] | None]], cel
         for number in point.cells:
             for record in found or ():
                 cell = cells[number]
-                named = {**record, "run_id": f"{cell.name}: {record['run_id']}", "cell": cell.axes}
+                axes = {axis: shown(value) for axis, value in cell.axes.items()}
+                named = {**record, "run_id": f"{cell.name}: {record['run_id']}", "cell": axes}
                 by_cell.setdefault(number, []).append(named)
     return [record for number in sorted(by_cell) for record in by_cell[number]]
 
@@ -214,9 +225,11 @@ class _Worker:
         return [job for job in self.jobs if any(point.key not in over for point in job.points)]
 
     def _look(self) -> None:
-        """What has been done by anyone."""
+        """What anyone has done, or has tried and given up, since this call began."""
         for job in self.jobs:
             self.finished |= {p.key for p in job.points if p.key not in self.finished and self.board.results(p.key) is not None}
+        new = {key: failure for key, failure in self._failures().items() if failure != self.old_failures.get(key)}
+        self.failed |= {key: failure.error for key, failure in new.items() if key not in self.finished}
 
     def _try(self, job: Job) -> bool:
         """Do what is left of the job, and free; whether anything was."""
@@ -275,6 +288,8 @@ class _Worker:
             f": {stage.title}; {runs}{f'{tokens}, ' if tokens else ''}{steps_of(job)} steps"
         )
         records = run_stage(self._lab(job), stage, f"[{len(self.finished) + 1}/{self.total}]", self.say)
+        for record in records:
+            results.check_record(record, f"The result {record['run_id']}")  # a metric of one's own may give a NaN
         both = list(zip(stage.scored, records, strict=True))
         for n, point in enumerate(job.points):
             self.board.finish(point.key, [record for (run, _), record in both if stage.is_source or run == n])
@@ -297,9 +312,6 @@ class _Worker:
             self.say("waiting for other calls of this sweep, which are at work on what is left")
             self.told_waiting = True
         time.sleep(WAIT)
-        # What another call has tried and given up meanwhile is not waited for.
-        new = {key: failure for key, failure in self._failures().items() if failure != self.old_failures.get(key)}
-        self.failed |= {key: failure.error for key, failure in new.items() if key not in self.finished}
 
     def _failures(self) -> dict[str, Failure]:
         return read_failures(self.folder, [point.key for job in self.jobs for point in job.points])

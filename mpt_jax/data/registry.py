@@ -156,6 +156,11 @@ def writes_free_text(data: DataConfig, name: str) -> bool:
     return bool(getattr(find_task(data, name).source, "free_text", False))
 
 
+def has_metrics(data: DataConfig, name: str) -> bool:
+    """Whether a task can be scored; those for pretraining cannot."""
+    return bool(find_task(data, name).predict_metric_fns)
+
+
 def _hint_to_files(name: str, names: Sequence[str]) -> str:
     """Where the data of a task from files was looked for, and the nearest task that has some."""
     value = os.environ.get("MPT_JAX_DATA")

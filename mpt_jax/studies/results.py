@@ -64,7 +64,7 @@ def read(path: str | Path) -> list[Record]:
                 log.warning("%s, line %d was cut off while being written and is ignored", path, number)
                 continue
             raise UserError(f"{path}, line {number} is not JSON ({error.msg}); mend or remove that line.") from None
-        _check_record(record, f"{path}, line {number}")
+        check_record(record, f"{path}, line {number}")
         records.pop(record["run_id"], None)
         records[record["run_id"]] = record
     return list(records.values())
@@ -81,7 +81,7 @@ def append(path: str | Path, records: Sequence[Record]) -> int:
     if not new:
         return 0
     for record in new:
-        _check_record(record, f"The result {record.get('run_id')} for {path}")
+        check_record(record, f"The result {record.get('run_id')} for {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:
@@ -107,7 +107,8 @@ def _drop_cut_off_line(file: IO[bytes]) -> None:
         file.truncate(len(content) - len(tail))
 
 
-def _check_record(record: Any, where: str) -> None:
+def check_record(record: Any, where: str) -> None:
+    """UserError, which begins with `where`, unless it is a result, with a score that is a number."""
     if not isinstance(record, dict):
         raise UserError(f"{where} is not a JSON object; mend or remove that line.")
     for field, kind in FIELDS.items():
@@ -115,6 +116,10 @@ def _check_record(record: Any, where: str) -> None:
         good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if not good or (isinstance(value, float) and not math.isfinite(value)):
             raise UserError(f"{where} has '{field}': {value!r} where a result has a {kind.__name__}; mend or remove that line.")
+    if record["stage"] == ZERO_SHOT and not isinstance(record.get("trained_on"), str):
+        raise UserError(f"{where} is a zero-shot score and does not say what it was trained on; mend or remove that line.")
+    if "cell" in record and not (isinstance(record["cell"], dict) and record["cell"]):
+        raise UserError(f"{where} has 'cell': {record['cell']!r} where a sweep has its axes' values; mend or remove that line.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- means
