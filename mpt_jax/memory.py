@@ -15,7 +15,7 @@ from mpt_jax.costs import kept_for_gradient
 from mpt_jax.distill import make_loss
 from mpt_jax.errors import UserError
 from mpt_jax.models.t5 import T5, logical_axes, param_shapes
-from mpt_jax.partitioning import batch_sharding, batch_ways, check_batch_size, make_mesh, replicated, tree_sharding
+from mpt_jax.partitioning import batch_sharding, batch_ways, check_batch_size, make_mesh, replicated, rows_sharding, tree_sharding
 from mpt_jax.predict import make_generate
 from mpt_jax.prompts import build_prompt
 from mpt_jax.shapes import BATCH_SHAPES
@@ -45,7 +45,7 @@ def programs_of(experiment: Experiment, groups: tuple[int, ...], mesh: Mesh) -> 
         groups: of each stream, `setup.Streams.groups`.
     """
     architecture, data = experiment.backbone.architecture, experiment.data
-    model = T5(architecture)
+    model = T5(architecture, rows_sharding(mesh))
     shapes = param_shapes(architecture)
     params = jax.tree.map(place_shape, shapes, tree_sharding(shapes, logical_axes(architecture), mesh))
     module = build_prompt(experiment.prompt, groups, architecture.d_model)

@@ -2,7 +2,7 @@
 
 The rules are T5X's `standard_logical_axis_rules` with one-dimensional activation partitioning (`t5x/partitioning.py`); with an
 "fsdp" axis the parameters' other dimension is cut, too. A prompt is small and lies whole on every device. XLA derives the rest
-from where the arguments lie.
+from where the arguments lie, but for what `rows_sharding` tells it.
 """
 
 import math
@@ -90,6 +90,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis cut over all devices but those that compute one example together."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding | None:
+    """Where a T5's activations [B,…] must be told to lie; None where XLA leaves them with the batch's rows by itself.
+
+    Where "fsdp" cuts the width of the weights, XLA would cut that of the activations as well, and send these, of the whole batch,
+    in place of the weights.
+    """
+    return batch_sharding(mesh) if mesh.shape["fsdp"] > 1 else None
 
 
 def batch_shard(mesh: Mesh) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from mpt_jax.data.vocabulary import Vocabulary, check_vocabulary, load_vocabular
 from mpt_jax.distributed import first_goes_first, least
 from mpt_jax.errors import UserError
 from mpt_jax.memory import choose_partitions
-from mpt_jax.models.t5 import logical_axes
+from mpt_jax.models.t5 import T5, logical_axes
 from mpt_jax.optim import GroupScales
-from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, to_host, tree_sharding
+from mpt_jax.partitioning import batch_shard, batch_ways, make_mesh, replicated, rows_sharding, to_host, tree_sharding
 from mpt_jax.prompts import build_prompt, compose
 from mpt_jax.prompts.files import FILE_NAME, best_stream, check_prompts, load_prompts
 from mpt_jax.prompts.init import initial_prompt
@@ -187,10 +187,8 @@ def open_backbone(experiment: Experiment, mesh: Mesh, backbone: Backbone | None 
     """
     dtype = experiment.backbone.architecture.param_dtype
     if backbone is None or backbone.model.config.param_dtype != dtype:
-        return load_backbone(experiment.backbone, jax.random.key(experiment.train.seed), mesh)
-    if backbone.model.config != experiment.backbone.architecture:
-        backbone = backbone._replace(model=type(backbone.model)(experiment.backbone.architecture))
-    return place_backbone(backbone, mesh)
+        backbone = load_backbone(experiment.backbone, jax.random.key(experiment.train.seed), mesh)
+    return place_backbone(backbone._replace(model=T5(experiment.backbone.architecture)), mesh)
 
 
 def initial_trainable(experiment: Experiment, streams: Streams, backbone: Backbone, vocabulary: Vocabulary) -> Tree:
@@ -388,9 +386,10 @@ def _finished_folder(experiment: Experiment) -> Path:
 
 
 def place_backbone(backbone: Backbone, mesh: Mesh) -> Backbone:
-    """The same backbone with its parameters laid out on the mesh by their logical axes."""
-    sharding = tree_sharding(backbone.params, logical_axes(backbone.model.config), mesh)
-    return backbone._replace(params=jax.device_put(backbone.params, sharding))
+    """The same backbone with its parameters laid out on the mesh by their logical axes, and its activations with their rows."""
+    config = backbone.model.config
+    sharding = tree_sharding(backbone.params, logical_axes(config), mesh)
+    return backbone._replace(model=T5(config, rows_sharding(mesh)), params=jax.device_put(backbone.params, sharding))
 
 
 def export_model(folder: Path, backbone: Backbone, params: Tree) -> Path:

@@ -1,6 +1,7 @@
 """Run by test_partitioning.py in a process with 8 simulated devices: every mesh computes what one device does."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from mpt_jax.prompts import build_prompt
 MESHES = {"one": (1, 1), "data": (8, 1), "both": (8, 4)}  # devices, of which so many hold one model together
 # "model" and "fsdp" of every mesh of 8 devices.
 SHAPES = [(model, fsdp) for model in (1, 2, 4, 8) for fsdp in (1, 2, 4, 8) if model * fsdp <= 8]
-ARCHITECTURE = dataclasses.replace(tiny.CONFIG, num_heads=4, num_encoder_layers=1, num_decoder_layers=1)
+ARCHITECTURE = dataclasses.replace(tiny.CONFIG, num_heads=4, num_encoder_layers=2, num_decoder_layers=2)
 PROMPT = {"prompt": np.linspace(-1, 1, 2 * 4 * 16, dtype=np.float32).reshape(2, 4, 16)}
 
 TASK_IDS = [0, 1] * 5 + [0]
@@ -61,9 +62,12 @@ def wi_0(params):
 
 def gradients(config, plain, module):
     """Loss and gradient of the prompt on every mesh, and what its program sends."""
-    loss = make_loss(plain.model, module, config.loss, (0, 1))
-    step = jax.jit(jax.value_and_grad(lambda prompt, frozen, batch: loss(prompt, frozen, batch, None)[0]))
-    expected = step(PROMPT, {"backbone": plain.params}, make_batch())
+
+    def step_of(model):
+        loss = make_loss(model, module, config.loss, (0, 1))
+        return jax.jit(jax.value_and_grad(lambda prompt, frozen, batch: loss(prompt, frozen, batch, None)[0]))
+
+    expected = step_of(plain.model)(PROMPT, {"backbone": plain.params}, make_batch())
     for model, fsdp in SHAPES:
         mesh = partitioning.make_mesh(PartitionConfig(model, fsdp))
         backbone = setup.place_backbone(plain, mesh)
@@ -73,7 +77,7 @@ def gradients(config, plain, module):
             {"backbone": backbone.params},
             partitioning.place_batch(make_batch(), mesh),
         )
-        compiled = step.lower(*arguments).compile()
+        compiled = step_of(backbone.model).lower(*arguments).compile()
         got = compiled(*arguments)
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-5, err_msg=f"{model=} {fsdp=}")
         error = np.abs(got[1]["prompt"] - expected[1]["prompt"]).max() / np.abs(expected[1]["prompt"]).max()
@@ -82,14 +86,24 @@ def gradients(config, plain, module):
 
 
 def check_communication(found, mesh):
-    """Sums over "data" and "model"; weights are fetched where "fsdp" cuts them, and nowhere else."""
-    gathered = [c for c in found if c.kind == "all-gather" and str(ARCHITECTURE.d_ff) in c.shapes]
+    """Sums over "data" and "model"; weights are fetched where "fsdp" cuts them, and only there; rows stay where they are."""
+    kernels = {(ARCHITECTURE.d_model, ARCHITECTURE.d_ff), (ARCHITECTURE.d_ff, ARCHITECTURE.d_model)}
+    gathered = {shape for c in found if c.kind == "all-gather" for shape in sizes(c)} & kernels
     if mesh.shape["fsdp"] == 1:
         assert not gathered, f"{mesh.shape}: a weight is gathered: {gathered}"
+    rows, _ = make_batch()["encoder_tokens"].shape
+    of_all_rows = [c for c in found if c.times > 1 and any(len(shape) > 2 and shape[0] == rows for shape in sizes(c))]
+    if partitioning.batch_ways(mesh) > 1:
+        assert not of_all_rows, f"{mesh.shape}: activations of the whole batch are sent: {of_all_rows}"
     if mesh.shape["model"] == mesh.shape["fsdp"] == 1:
         assert {c.kind for c in found} == {"all-reduce"} and all(c.times == 1 for c in found), found
     if mesh.shape["model"] == 1 < mesh.shape["fsdp"]:
-        assert gathered, f"{mesh.shape}: no weight is gathered: {found}"
+        assert gathered == kernels, f"{mesh.shape}: {kernels - gathered} are not gathered: {found}"
+
+
+def sizes(collective):
+    """The shapes of its arrays."""
+    return [tuple(map(int, shape.split(","))) for shape in re.findall(r"\[([\d,]+)\]", collective.shapes)]
 
 
 def check_rows_stay(text, batch, mesh):

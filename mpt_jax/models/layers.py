@@ -1,7 +1,7 @@
 """The parts of a T5 block. Semantics and parameter names: t5x `examples/t5/{layers,network}.py`.
 
 No module here has a bias, attention scores are not divided by sqrt(K), norms only scale; norms and softmax are float32.
-Parameters carry logical axis names (T5X's), activations logical constraints that do nothing outside a mesh.
+Parameters carry logical axis names (T5X's).
 """
 
 from collections.abc import Callable, Sequence

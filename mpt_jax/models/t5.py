@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from mpt_jax.config import T5Config
 from mpt_jax.errors import UserError
@@ -69,6 +70,7 @@ class LayerCache(NamedTuple):
 
 class EncoderBlock(nn.Module):
     config: T5Config
+    rows: NamedSharding | None
     deterministic: bool
     return_hidden: bool
 
@@ -76,15 +78,16 @@ class EncoderBlock(nn.Module):
     def __call__(self, x: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array | None]:
         config, dropout = self.config, Dropout(self.config.dropout_rate, self.deterministic)
         attention = Attention(config, self.deterministic, name="attention")
-        y = RMSNorm(config, name="pre_attention_layer_norm")(x)
-        x = x + dropout(attention(y, *attention.keys_values(y), biases))
-        y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-        x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
+        y = _lying(RMSNorm(config, name="pre_attention_layer_norm")(x), self.rows)
+        x = _lying(x + dropout(attention(y, *attention.keys_values(y), biases)), self.rows)
+        y = _lying(RMSNorm(config, name="pre_mlp_layer_norm")(x), self.rows)
+        x = _lying(x + dropout(Mlp(config, self.deterministic, name="mlp")(y)), self.rows)
         return x, x if self.return_hidden else None
 
 
 class DecoderBlock(nn.Module):
     config: T5Config
+    rows: NamedSharding | None
     deterministic: bool
     return_hidden: bool
 
@@ -102,14 +105,14 @@ class DecoderBlock(nn.Module):
         attention = Attention(config, self.deterministic, name="self_attention")
         cross_attention = Attention(config, self.deterministic, name="encoder_decoder_attention")
 
-        y = RMSNorm(config, name="pre_self_attention_layer_norm")(x)
+        y = _lying(RMSNorm(config, name="pre_self_attention_layer_norm")(x), self.rows)
         key, value = attention.keys_values(y)
         if cache is not None:
             key = jax.lax.dynamic_update_slice_in_dim(cache.self_key, key, position, axis=2)
             value = jax.lax.dynamic_update_slice_in_dim(cache.self_value, value, position, axis=2)
-        x = x + dropout(attention(y, key, value, self_biases))
+        x = _lying(x + dropout(attention(y, key, value, self_biases)), self.rows)
 
-        y = RMSNorm(config, name="pre_cross_attention_layer_norm")(x)
+        y = _lying(RMSNorm(config, name="pre_cross_attention_layer_norm")(x), self.rows)
         source = encoded if cache is None else cache.cross_key
         assert source is not None, "decode needs the encoder's output or a cache"
         # Cross-attention knows no positions: an input's C targets are C * L queries to the same keys, which are not copied.
@@ -120,29 +123,31 @@ class DecoderBlock(nn.Module):
             read = cross_attention.to_source(queries, source, (cross_bias,))
         else:
             read = cross_attention(queries, *cross_attention.keys_values(source), (cross_bias,))
-        x = x + dropout(read.reshape(y.shape))
+        x = _lying(x + dropout(read.reshape(y.shape)), self.rows)
 
-        y = RMSNorm(config, name="pre_mlp_layer_norm")(x)
-        x = x + dropout(Mlp(config, self.deterministic, name="mlp")(y))
+        y = _lying(RMSNorm(config, name="pre_mlp_layer_norm")(x), self.rows)
+        x = _lying(x + dropout(Mlp(config, self.deterministic, name="mlp")(y)), self.rows)
         return x, (x if self.return_hidden else None, None if cache is None else (key, value))
 
 
 class Encoder(nn.Module):
     config: T5Config
+    rows: NamedSharding | None
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool, return_hidden: bool) -> Encoded:
         config, dropout = self.config, Dropout(self.config.dropout_rate, deterministic)
         positions = jnp.arange(x.shape[1])
         position_bias = RelativePositionBias(config, bidirectional=True, name="relpos_bias")(positions, positions)
-        x = dropout(x.astype(config.dtype))
+        x = _lying(dropout(x.astype(config.dtype)), self.rows)
         layers = _stack(EncoderBlock, config, config.num_encoder_layers, in_axes=(nn.broadcast,))
-        x, hidden = layers(config, deterministic, return_hidden, name="layers")(x, (position_bias, mask_bias(mask)))
-        return Encoded(dropout(RMSNorm(config, name="encoder_norm")(x)), hidden)
+        x, hidden = layers(config, self.rows, deterministic, return_hidden, name="layers")(x, (position_bias, mask_bias(mask)))
+        return Encoded(_lying(dropout(RMSNorm(config, name="encoder_norm")(x)), self.rows), hidden)
 
 
 class Decoder(nn.Module):
     config: T5Config
+    rows: NamedSharding | None
 
     @nn.compact
     def __call__(
@@ -166,18 +171,23 @@ class Decoder(nn.Module):
         if self_mask is not None:
             self_biases += (mask_bias(self_mask),)
 
-        x = dropout(x)
+        x = _lying(dropout(x), self.rows)
         layers = _stack(DecoderBlock, config, config.num_decoder_layers, in_axes=(0, *(nn.broadcast,) * 4))
         layer_cache = None if cache is None else LayerCache(*cache[1:])
         source = None if encoded is None else encoded.astype(config.dtype)
-        x, (hidden, self_cache) = layers(config, deterministic, return_hidden, name="layers")(
+        x, (hidden, self_cache) = layers(config, self.rows, deterministic, return_hidden, name="layers")(
             x, layer_cache, position, source, self_biases, mask_bias(mask)
         )
-        x = dropout(RMSNorm(config, name="decoder_norm")(x))
+        x = _lying(dropout(RMSNorm(config, name="decoder_norm")(x)), self.rows)
         logits = embed.attend(x) if config.tie_embeddings else LogitsDense(config, name="logits_dense")(x)
         if cache is not None:
             cache = cache._replace(position=cache.position + x.shape[1], self_key=self_cache[0], self_value=self_cache[1])
         return Decoded(logits, hidden, cache)
+
+
+def _lying(x: jax.Array, rows: NamedSharding | None) -> jax.Array:
+    """Activations [B,…] that lie so; with None wherever the compiler has them."""
+    return x if rows is None else jax.lax.with_sharding_constraint(x, rows)
 
 
 def _stack(block: type[nn.Module], config: T5Config, layers: int, in_axes: tuple[Any, ...]) -> Any:
@@ -197,14 +207,19 @@ def _stack(block: type[nn.Module], config: T5Config, layers: int, in_axes: tuple
 
 
 class T5(nn.Module):
-    """Encoder-decoder: `T5(config).apply({"params": params}, ..., method="encode")`, with dropout also `rngs={"dropout": k}`."""
+    """Encoder-decoder: `T5(config).apply({"params": params}, ..., method="encode")`, with dropout also `rngs={"dropout": k}`.
+
+    Attributes:
+        rows: where activations [B,…] lie between the parts of a layer, see `partitioning.rows_sharding`.
+    """
 
     config: T5Config
+    rows: NamedSharding | None = None
 
     def setup(self) -> None:
         self.token_embedder = Embed(self.config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(self.config, self.rows)
+        self.decoder = Decoder(self.config, self.rows)
 
     def __call__(self, encoder_tokens: jax.Array, decoder_input_tokens: jax.Array) -> jax.Array:
         """Tokens [B, T] and [B, L] → logits [B, L, V], without dropout."""
