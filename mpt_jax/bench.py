@@ -24,7 +24,7 @@ from mpt_jax.config import Experiment
 from mpt_jax.costs import work_of
 from mpt_jax.files import write_text
 from mpt_jax.hardware import device_of
-from mpt_jax.memory import Programs, decoded_length, programs_of
+from mpt_jax.memory import Programs, decoded_length, left_out, programs_of
 from mpt_jax.partitioning import check_batch_size
 from mpt_jax.train_state import create_state
 
@@ -66,6 +66,8 @@ def run_bench(experiment: Experiment) -> dict[str, Any]:
         ),
     }
     report = {**_circumstances(experiment, programs), **results}
+    for what in left_out(experiment):
+        print(f"left out: {what}")
     for name in ("train", "decode"):
         print(_line(name, results[name]))
     stats = jax.local_devices()[0].memory_stats() or {}

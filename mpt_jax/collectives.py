@@ -23,7 +23,7 @@ ITEM_BYTES = {
 _COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?([\w.\-]+) \(.*\{\s*$")
 _OPERATION = re.compile(rf"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_CALL = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=\{?%?([\w.\-]+)")
+_CALL = re.compile(r"(?:calls|to_apply|branch_computations|true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CONSTANT = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
@@ -53,7 +53,7 @@ def collectives_of(text: str) -> list[Collective]:
                 condition, body = loop.groups()
                 visit(body, count * _trips(line, computations.get(condition, [])))
             else:
-                for called in _CALL.findall(line):
+                for called in re.findall(r"[\w.\-]+", " ".join(_CALL.findall(line))):
                     if called in computations:
                         visit(called, count)
 
@@ -63,13 +63,23 @@ def collectives_of(text: str) -> list[Collective]:
         for line in lines:
             operation = _OPERATION.match(line)
             if operation and times[name]:
-                arrays = _ARRAY.findall(operation[1])
-                if operation[3] and len(arrays) > 1:  # an asynchronous one yields its operands, too
-                    arrays = arrays[len(arrays) // 2 :]
+                arrays = _yielded(operation[1], operation[2] if operation[3] else "")
                 size = sum(ITEM_BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n) for kind, shape in arrays)
                 shown = ", ".join(f"{kind}[{shape}]" for kind, shape in arrays)
                 found.append(Collective(operation[2], times[name], size, shown))
     return found
+
+
+def _yielded(shapes: str, started: str) -> list[tuple[str, str]]:
+    """(kind of number, shape) of each array that a collective yields, from its type; `started` is its kind if it is asynchronous.
+
+    What an asynchronous all-reduce yields is its results; all others yield their operands, their results and perhaps counters.
+    """
+    arrays = _ARRAY.findall(shapes)
+    if started in ("", "all-reduce"):
+        return arrays
+    arrays = [array for array in arrays if array != ("u32", "")]  # counters of a collective-permute
+    return arrays[len(arrays) // 2 :] if len(arrays) > 1 else arrays
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:

@@ -22,6 +22,7 @@ from mpt_jax.shapes import BATCH_SHAPES
 from mpt_jax.train_state import TrainState, make_train_step, place_shape, state_shapes
 
 Tree = Any
+HEADROOM = 0.1  # of a device's memory, which is left where nobody chose the mesh: the estimate may be too low
 INTEGER_FIELDS = {"loss_weights": jnp.float32}  # of a batch; all others are int32
 
 
@@ -73,6 +74,16 @@ def programs_of(experiment: Experiment, groups: tuple[int, ...], mesh: Mesh) -> 
     asked = {"encoder_tokens": tokens, "task_ids": column, "numbers": column}
     decode_arguments = (state.trainable, params, asked, jax.ShapeDtypeStruct((), jnp.uint32, sharding=whole))
     return Programs(model, module, groups, mesh, step, (state, frozen, batch), decode, decode_arguments)
+
+
+def left_out(experiment: Experiment) -> list[str]:
+    """What of a configuration `programs_of` does not follow, a sentence each."""
+    found = []
+    if experiment.data.pack_lengths:
+        found.append("DataConfig.pack_lengths: a row is taken as one padded example")
+    if experiment.decode.method == "rank":
+        found.append("DecodeConfig.method='rank': decoding is taken as writing answers")
+    return found
 
 
 def decoded_length(experiment: Experiment) -> int:
@@ -186,26 +197,28 @@ def mesh_over(experiment: Experiment, groups: tuple[int, ...], devices: Sequence
 
 
 def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: Sequence[Any], memory: float) -> int:
-    """The smallest size of "model" with which the estimate fits `memory` bytes of a device.
+    """The smallest size of "model" with which the estimate fits `memory` bytes of a device, and leaves HEADROOM of them.
 
     Raises:
-        UserError: none fits.
+        UserError: none fits, or with none the devices can share the batch.
     """
-    estimates: dict[int, Estimate] = {}
-    fsdp = experiment.partition.fsdp
+    tried: dict[int, float] = {}
+    fsdp, heads = experiment.partition.fsdp, experiment.backbone.architecture.num_heads
+    mesh = make_mesh(PartitionConfig(1, fsdp), list(devices))
     for partitions in range(1, len(devices) // fsdp + 1):
-        mesh_fits = len(devices) % (partitions * fsdp) == 0
-        if not mesh_fits or experiment.backbone.architecture.num_heads % partitions:
+        if len(devices) % (partitions * fsdp) or heads % partitions:
             continue
         mesh = make_mesh(PartitionConfig(partitions, fsdp), list(devices))
         if experiment.data.batch_size % (batch_ways(mesh) * experiment.train.num_microbatches):
             continue
-        estimates[partitions] = estimate_training(programs_of(experiment, groups, mesh), experiment)
-        if estimates[partitions].total <= memory:
+        tried[partitions] = estimate_training(programs_of(experiment, groups, mesh), experiment).total
+        if tried[partitions] <= memory * (1 - HEADROOM):
             return partitions
-    tried = ", ".join(f"{n}: {estimate.total / 2**30:.1f} GiB" for n, estimate in estimates.items()) or "no divisor serves"
+    if not tried:
+        check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
+    needs = ", ".join(f"{n}: {needed / 2**30:.1f} GiB" for n, needed in tried.items())
     raise UserError(
         f"PartitionConfig.num_partitions=0 finds no size of the mesh's model axis with which {len(devices)} devices of "
-        f"{memory / 2**30:.1f} GiB hold the job ({tried}); take T5Config.remat='full', a larger TrainConfig.num_microbatches, a "
-        "smaller BATCH_SIZE or more devices."
+        f"{memory / 2**30:.1f} GiB hold the job and {HEADROOM:.0%} are left ({needs}); take T5Config.remat='full', a larger "
+        "TrainConfig.num_microbatches, a smaller BATCH_SIZE or more devices."
     )

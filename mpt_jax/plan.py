@@ -2,8 +2,8 @@
 
 For a TPU slice, libtpu's own compiler compiles the training step and decoding on any Linux machine
 (`jax.experimental.topologies`): its memory figures are those of the real program, and a job that it refuses would be refused
-on the pod. For GPUs, whose compiler needs one, memory is the estimate of `memory.py`. Times are the roofline's: no program is
-faster, and most are about half as fast.
+on the pod. For GPUs, whose compiler needs one, memory is the estimate of `memory.py`. Times are the roofline's, and most programs
+take two or three times as long.
 """
 
 import collections
@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,8 @@ from mpt_jax.collectives import Collective, collectives_of
 from mpt_jax.config import Experiment, PartitionConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.errors import UserError
-from mpt_jax.hardware import EFFICIENCY, GIB, Slice, find_slice
-from mpt_jax.memory import Estimate, Programs, decoded_length, device_bytes, estimate_training, mesh_over, programs_of
+from mpt_jax.hardware import GIB, Slice, find_slice
+from mpt_jax.memory import Estimate, Programs, decoded_length, device_bytes, estimate_training, left_out, mesh_over, programs_of
 from mpt_jax.models.t5 import count_parameters
 from mpt_jax.partitioning import batch_ways, make_mesh
 from mpt_jax.quiet import silent_stderr
@@ -49,14 +50,16 @@ class Time(NamedTuple):
     compute: float
     memory: float
     link: float
+    efficiency: float  # of computing, `Device.efficiency`
 
     @property
     def least(self) -> float:
-        return max(self.compute, self.memory) + self.link
+        """With all at once, as only a program could that computes while it sends."""
+        return max(self.compute, self.memory, self.link)
 
     @property
     def likely(self) -> float:
-        return max(self.compute / EFFICIENCY, self.memory) + self.link
+        return max(self.compute / self.efficiency, self.memory) + self.link
 
 
 class Plan(NamedTuple):
@@ -144,17 +147,22 @@ def _lacking(message: str) -> float:
 
 def time_of(plan: Plan, work: Work, compiled: Compiled | None) -> Time:
     """Of one run of a program on the plan's devices."""
-    moved = 0.0
-    for collective in compiled.collectives if compiled else ():
-        # Round a ring every byte of a sum travels twice, any other once.
-        moved += collective.times * collective.bytes * (2 if collective.kind == "all-reduce" else 1)
-    return roofline(work, plan.slice, plan.programs.mesh.shape["model"], moved)
+    return roofline(work, plan.slice, plan.programs.mesh.shape, bytes_sent(compiled) if compiled else 0.0)
 
 
-def roofline(work: Work, where: Slice, partitions: int, moved: float = 0.0) -> Time:
-    """Of work that all devices share, `partitions` of them a model; `moved` bytes pass the links of a device."""
-    read = work.weight_bytes / partitions + work.other_bytes / where.size
-    return Time(work.flops / where.size / where.device.flops, read / where.device.bandwidth, moved / where.device.link)
+def bytes_sent(compiled: Compiled) -> float:
+    """Of all collectives of a program, round an endless ring: what each yields passes every link once, of a sum twice."""
+    return float(sum(c.times * c.bytes * (2 if c.kind == "all-reduce" else 1) for c in compiled.collectives))
+
+
+def roofline(work: Work, where: Slice, mesh: Mapping[str, int], sent: float = 0.0) -> Time:
+    """Of work that the devices of a mesh of these sizes share; `sent` see `bytes_sent`."""
+    device, read = where.device, work.weight_bytes / mesh["model"] + work.other_bytes / where.size
+    # Of the devices that hold a model together, or of all where none is shared. Two neighbours have one link, a longer ring goes
+    # both ways round.
+    ring = mesh["model"] * mesh["fsdp"] if mesh["model"] * mesh["fsdp"] > 1 else where.size
+    link = sent * (ring - 1) / ring / (device.link * (1 if ring == 2 else 2))
+    return Time(work.flops / where.size / device.flops, read / device.bandwidth, link, device.efficiency)
 
 
 def peak(plan: Plan) -> float:
@@ -183,6 +191,7 @@ def describe(plan: Plan) -> str:
         ),
         f"Devices   {plan.slice.size} x {plan.slice.device.name}, mesh "
         + " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
+        *(f"Left out  {what}" for what in left_out(experiment)),
         "",
         *_memory_lines(plan),
         "",
@@ -280,6 +289,7 @@ def _time_lines(plan: Plan) -> list[str]:
     rows = plan.programs.decode_arguments[2]["task_ids"].shape[0]
     steps, speeds = experiment.train.steps, (experiment.data.batch_size / train.likely, rows / decode.likely)
     flops = plan.train_work.flops / 1e12, plan.decode_work.flops / 1e12
+    likely = f"ms likely, at {train.efficiency:.0%} of the peak"
     lines = [
         "Time of a step                                training    decoding",
         f"  TFLOP of all devices                       {flops[0]:9.2f}   {flops[1]:9.2f}",
@@ -287,7 +297,7 @@ def _time_lines(plan: Plan) -> list[str]:
         f"  ms to read weights and activations         {1e3 * train.memory:9.1f}   {1e3 * decode.memory:9.1f}",
         *_link_times(plan, train, decode),
         f"  ms at least                                {1e3 * train.least:9.1f}   {1e3 * decode.least:9.1f}",
-        f"  ms likely, at {EFFICIENCY:.0%} of the peak               {1e3 * train.likely:9.1f}   {1e3 * decode.likely:9.1f}",
+        f"  {likely:<41}  {1e3 * train.likely:9.1f}   {1e3 * decode.likely:9.1f}",
         f"  examples/s, likely                         {speeds[0]:9.1f}   {speeds[1]:9.1f}",
         "",
         (

@@ -12,7 +12,7 @@ from mpt_jax.board import read_results
 from mpt_jax.config import Experiment
 from mpt_jax.costs import Work, work_of
 from mpt_jax.data.registry import find_task
-from mpt_jax.hardware import EFFICIENCY, GIB, Slice, find_slice
+from mpt_jax.hardware import GIB, Slice, find_slice
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
 from mpt_jax.memory import estimate_training, mesh_over, programs_of
 from mpt_jax.partitioning import make_mesh
@@ -48,7 +48,7 @@ def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     work = Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
     if where is None:
         return Cost(work.flops, 0.0, 0.0)
-    seconds = roofline(work, where, mesh.shape["model"]).likely
+    seconds = roofline(work, where, mesh.shape).likely
     return Cost(work.flops, seconds, estimate_training(programs, experiment).total)
 
 
@@ -104,7 +104,7 @@ def _there(costs: Sequence[Cost], where: Slice) -> list[str]:
     """The time of all jobs on these devices, and whether they fit."""
     seconds, limit = sum(cost.seconds for cost in costs), where.device.memory
     time = (
-        f"On {where.size} x {where.device.name}, at {EFFICIENCY:.0%} of the peak and without communication: "
+        f"On {where.size} x {where.device.name}, at {where.device.efficiency:.0%} of the peak and without communication: "
         f"{duration(seconds)} of training, if the jobs run one after another; compilation and loading come on top."
     )
     fit = f"GiB are what a device needs while training, estimated, and it has {limit / GIB:.2f}: "

@@ -1,8 +1,8 @@
 """`make plan-table`: what `plan` says of the sizes of T5 1.1 on common TPU slices and GPUs, as the tables of docs/plan.md.
 
 Each cell takes a minute or two on two cores and is kept in docs/plan.json as soon as it is there: stop whenever you like, the
-next call goes on. Delete a cell there, or the file, to have it computed again. The tables between the marks in docs/plan.md are
-written anew at each call; the words around them are not touched.
+next call goes on. A cell whose step has other products of matrices by now is computed again; delete one for any other reason.
+The tables between the marks in docs/plan.md are written anew at each call; the words around them are not touched.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import jax
 
 from mpt_jax import plan
 from mpt_jax.config import PartitionConfig, StreamConfig
+from mpt_jax.costs import Work, work_of
 from mpt_jax.hardware import find_slice
 from mpt_jax.memory import estimate_training, programs_of
 from mpt_jax.partitioning import make_mesh
@@ -61,27 +62,45 @@ def names():
     return [*plain[:ahead], *small, *axes, *plain[ahead:]]
 
 
-def compute(size, weights, place, axis):
-    """A cell: with the smallest model axis that fits, in microbatches only where none does; or why there is none."""
+def job(size, weights):
+    """What is planned."""
     from mpt_jax.gin_bindings import parse
 
-    topology, bindings = (SLICES | GPUS)[place], BINDINGS | {"T5Config.param_dtype": weights}
+    bindings = BINDINGS | {"T5Config.param_dtype": weights}
     files = [f"gin/backbones/t5_1_1_{size}.gin", "gin/methods/prompt_tuning.gin"]
     given = parse(files, [f"{name}={value}" for name, value in bindings.items()]).experiment()
-    given = dataclasses.replace(given, data=dataclasses.replace(given.data, streams=(StreamConfig("any"),)))
+    return dataclasses.replace(given, data=dataclasses.replace(given.data, streams=(StreamConfig("any"),)))
+
+
+def laid_out(given, parts, partitions):
+    """The job in so many microbatches, with a model over so many devices."""
+    train = dataclasses.replace(given.train, num_microbatches=parts)
+    return dataclasses.replace(given, train=train, partition=PartitionConfig(partitions))
+
+
+def programs_on(experiment, devices):
+    return programs_of(experiment, (0,), make_mesh(experiment.partition, [jax.devices("cpu")[0]] * devices))
+
+
+def step_work(cell):
+    """The products of matrices that the step of a cell has as the code is now."""
+    size, weights, place, _ = cell["name"]
+    experiment = laid_out(job(size, weights), cell["microbatches"], cell["mesh"]["model"])
+    programs = programs_on(experiment, find_slice((SLICES | GPUS)[place]).size)
+    return work_of(programs.train.trace(*programs.train_arguments))
+
+
+def compute(size, weights, place, axis):
+    """A cell: with the smallest model axis that fits, in microbatches only where none does; or why there is none."""
+    topology, given = (SLICES | GPUS)[place], job(size, weights)
     where, least, crashed = find_slice(topology), math.inf, []
     axes = [axis] if axis else [n for n in (1, 2, 4, 8) if where.size % n == 0]
     for parts, partitions in itertools.product((1, 2, 4, 8, 16, 32), axes):
         ways, heads = where.size // partitions, given.backbone.architecture.num_heads
         if heads % partitions or given.data.batch_size % (ways * parts):
             continue
-        changed = dataclasses.replace(
-            given,
-            train=dataclasses.replace(given.train, num_microbatches=parts),
-            partition=PartitionConfig(partitions),
-        )
-        mesh = make_mesh(changed.partition, [jax.devices("cpu")[0]] * where.size)
-        needed = estimate_training(programs_of(changed, (0,), mesh), changed).total
+        changed = laid_out(given, parts, partitions)
+        needed = estimate_training(programs_on(changed, where.size), changed).total
         if needed <= where.device.memory:
             try:  # in a process of its own: libtpu's compiler may take it down
                 with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -101,7 +120,6 @@ def compute(size, weights, place, axis):
 def planned(experiment, topology):
     """What a cell has of a plan."""
     made = plan.make_plan(experiment, topology, decoding=False)
-    device_time = plan.time_of(made, made.train_work, made.train)
     arguments = plan.device_bytes(made.programs.train_arguments)
     return {
         "mesh": dict(made.programs.mesh.shape),
@@ -112,8 +130,8 @@ def planned(experiment, topology):
         "estimate": made.estimate.total,
         "memory": made.slice.device.memory,
         "compiled": made.train is not None,
-        "seconds_at_least": device_time.least,
-        "seconds_likely": device_time.likely,
+        "work": made.train_work._asdict(),
+        "sent": plan.bytes_sent(made.train) if made.train else 0.0,
         "examples": experiment.data.batch_size,
         "steps": experiment.train.steps,
     }
@@ -130,15 +148,16 @@ def line(first, cell):
         mesh += f" (libtpu crashes with {', '.join(cell['crashed'])})"
     total = cell["arguments"] + cell["temporaries"]
     gib = [f"{value / 2**30:.2f}" for value in (cell["arguments"], cell["temporaries"], total)]
-    step = " – ".join(f"{1e3 * cell[name]:.{cell[name] < 0.01:d}f}" for name in ("seconds_at_least", "seconds_likely"))
-    hours = cell["steps"] * cell["seconds_likely"] / 3600
+    time = plan.roofline(Work(**cell["work"]), find_slice((SLICES | GPUS)[cell["name"][2]]), cell["mesh"], cell["sent"])
+    step = " – ".join(f"{1e3 * seconds:.{seconds < 0.01:d}f}" for seconds in (time.least, time.likely))
+    hours = cell["steps"] * time.likely / 3600
     columns = [
         first if cell["compiled"] else f"{first}, estimated",
         mesh,
         *gib[:2],
         f"{gib[2]} of {cell['memory'] / 2**30:.2f}",
         step,
-        f"{cell['examples'] / cell['seconds_likely']:.0f}",
+        f"{cell['examples'] / time.likely:.0f}",
         f"{hours:.{1 if hours >= 1 else 2}f}",
     ]
     return f"| {' | '.join(columns)} |"
@@ -160,10 +179,10 @@ def tables(cells):
     axes = {axis: found.get(("xxl", "bfloat16", "v5e-8", axis)) for axis in AXES}
     rows = [line(f"model {axis}", cell) for axis, cell in axes.items() if cell]
     parts += ["### XXL on a v5e-8 by the model axis, weights in bfloat16", table("axis", rows)]
-    versions = " and ".join(f"{name} {version}" for name, version in cells["versions"].items())
+    versions = {" and ".join(f"{name} {version}" for name, version in cell["versions"].items()) for cell in cells["cells"]}
     missing = len(set(names()) - found.keys())
     parts += [f"{missing} more are not computed yet: `make plan-table` does it."] if missing else []
-    return "\n\n".join([*parts, f"Computed with {versions}."])
+    return "\n\n".join([*parts, f"Computed with {' or '.join(sorted(versions))}."])
 
 
 def page(text, cells):
@@ -174,7 +193,7 @@ def page(text, cells):
 
 def main():
     cells = json.loads(CELLS.read_text()) if CELLS.exists() else {"cells": []}
-    cells["versions"] = {name: metadata.version(name) for name in ("jax", "libtpu")}
+    cells["cells"] = [cell for cell in cells["cells"] if "why" in cell or step_work(cell).flops == cell["work"]["flops"]]
     for name in names():
         if any(cell["name"] == list(name) for cell in cells["cells"]):
             continue
@@ -182,6 +201,7 @@ def main():
             cell = {"name": list(name), **compute(*name)}
         except jax.errors.JaxRuntimeError as error:
             cell = {"name": list(name), "why": f"the compiler failed: {' '.join(str(error).split())[:200]}"}
+        cell |= {"versions": {library: metadata.version(library) for library in ("jax", "libtpu")}}
         cells["cells"].append(cell)
         CELLS.write_text(json.dumps(cells, indent=1) + "\n")
         print(line(" ".join(map(str, name)), cell), flush=True)

@@ -64,7 +64,16 @@ def test_the_batch_is_full(tmp_path):
 
 @pytest.mark.parametrize(
     "kind, device",
-    [("TPU v5 lite", TPUS["v5e"]), ("TPU v5", TPUS["v5p"]), ("NVIDIA H100 80GB HBM3", GPUS["h100"]), ("cpu", None)],
+    [
+        ("TPU v5 lite", TPUS["v5e"]),
+        ("TPU v5e", TPUS["v5e"]),
+        ("TPU v5", TPUS["v5p"]),
+        ("TPU v4 lite", None),
+        ("NVIDIA H100 80GB HBM3", GPUS["h100"]),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA L40S", None),
+        ("cpu", None),
+    ],
 )
 def test_devices_are_known_by_jaxs_names(kind, device):
     assert device_of(kind) == device

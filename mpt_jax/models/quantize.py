@@ -1,7 +1,8 @@
 """Kernels in a byte per weight: what a frozen model needs of memory is halved again, and nothing about its use changes.
 
 Weight only, symmetric, one scale for each output channel of each layer: w ≈ q · s with q in -127 … 127 and s = max |w| / 127. The
-product is taken with q and scaled afterwards, which is the same number. Embedding, norms and position biases keep their floats.
+product is taken with q and scaled afterwards, in the activations' dtype, to which the scale is rounded. Embedding, norms and
+position biases keep their floats.
 """
 
 import numpy as np
