@@ -111,7 +111,7 @@ def _there(costs: Sequence[Cost], where: Slice) -> list[str]:
     too_large = sum(cost.memory > limit for cost in costs)
     verdict = (
         f"{too_large} of {counted(len(costs), 'job')} would NOT fit. A smaller PipelineConfig.bank_size trains fewer prompts "
-        "side by side, TrainConfig.num_microbatches computes a batch in parts, T5Config.remat='full' keeps less, and "
+        "of targets side by side, TrainConfig.num_microbatches computes a batch in parts, T5Config.remat='full' keeps less, and "
         "PartitionConfig.num_partitions cuts the model."
     )
     return [time, fit + (verdict if too_large else "all jobs fit.")]

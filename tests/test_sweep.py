@@ -407,6 +407,58 @@ def test_what_another_call_tries_again_is_neither_given_up_nor_reported_as_faile
         assert worker.work() == {}
 
 
+def test_what_another_call_gave_up_meanwhile_is_not_tried_here(folder):
+    """Also by a call that never waited: it was at work on something else."""
+    cells = cells_of(folder, "given_up", lengths=(4,))
+    jobs, (root, drawing) = plan_jobs([cell.study for cell in cells]), check_sweep(SWEEP, cells)
+    (first, *_) = [job for job in jobs if not job.needs]
+    with Board(root, 60) as ours, Board(root, 60) as theirs:
+        old = first.points[0].key
+        assert theirs.take([old]) == [old]
+        theirs.fail(old, "a point", "of an earlier call")
+        worker = _Worker(cells, jobs, ours, root, drawing)
+        worker._look()
+        assert worker.failed == {}  # which this call tries again
+        assert theirs.take(point.key for point in first.points) == [point.key for point in first.points]
+        for point in first.points:
+            theirs.fail(point.key, "a point", "of a call beside this one")
+        worker._look()
+        assert set(worker.failed) == {point.key for point in first.points}
+        assert not worker._try(first) and first not in worker._left()
+
+
+def test_an_axis_of_what_gin_files_say_is_told_in_their_words(folder):
+    """Its values are references and macros, of which results hold the text, the same for cells and for the whole axis."""
+    gin = gin_study(folder, "words")
+    told = ["{'prompt_tuning': @a/StageConfig()}", "{'prompt_tuning': @b/StageConfig()}"]
+    stages = "".join(
+        f"{name}/StageConfig:\n  steps = {steps}\n  batch_size = 4\n  rules = (('.*', %RATE),)\n"
+        for name, steps in (("a", 1), ("b", 2))
+    )
+    gin.write_text(
+        f"{gin.read_text()}\nRATE = 0.1\n{stages}SweepConfig.axes = {{'PipelineConfig.few_shot': ({', '.join(told)})}}\n"
+    )
+    assert cli.main(["sweep", f"--gin_file={gin}"]) == 0
+    records = results.read(folder / "words" / "results.jsonl")
+    assert records[0]["sweep"]["axes"] == {"PipelineConfig.few_shot": told}
+    assert {record["cell"]["PipelineConfig.few_shot"] for record in records} == set(told)
+    assert (folder / "words" / "figures" / "score_by_axis.png").stat().st_size > 500
+
+
+def test_a_score_that_is_no_number_fails_its_point(folder):
+    cells = one_run_cells(folder, "nan", ("tiny_nan",))
+    with pytest.raises(UserError, match=r"No point of the sweep was done; 2 of 2 points failed; .* has 'score': nan"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), cells)
+    assert list((folder / "nan" / "points").iterdir()) == []
+
+
+def test_a_task_without_metrics_is_refused_before_anything_is_trained(folder):
+    cells = one_run_cells(folder, "unscored", ("tiny_no_metric",))
+    with pytest.raises(UserError, match="A study scores 'tiny_no_metric', a task without metrics"):
+        run_sweep(dataclasses.replace(SWEEP, axes={"rate": (0.1, 0.3)}), cells)
+    assert not (folder / "unscored" / "runs").exists()
+
+
 def test_results_of_other_weights_under_the_same_path_are_refused(tmp_path):
     folder = tiny.make(tmp_path)
     few = {"prompt_tuning": study.pipeline(folder).few_shot["prompt_tuning"]}

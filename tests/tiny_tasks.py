@@ -82,6 +82,11 @@ seqio.TaskRegistry.add(  # no classification: few of its targets recur
 )
 
 
+def _nan(targets, predictions):
+    """As of a correlation of predictions that are all alike."""
+    return {"pearson": float("nan")}
+
+
 def _bug(targets: list[str], predictions: list[str]) -> dict[str, float]:
     raise TypeError("a bug in a metric")
 
@@ -92,6 +97,14 @@ seqio.TaskRegistry.add(
     preprocessors=[*features.TOKENIZE],
     output_features=features.output_features(),
     metric_fns=[_bug],
+)
+
+seqio.TaskRegistry.add(
+    "tiny_nan",
+    source=features.rows_source({split: _rows(_mood, split, 16) for split in ("train", "validation")}),
+    preprocessors=[*features.TOKENIZE],
+    output_features=features.output_features(),
+    metric_fns=[_nan],
 )
 
 seqio.TaskRegistry.add(  # as those for pretraining
