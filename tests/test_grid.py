@@ -134,9 +134,78 @@ def test_a_rate_on_an_axis_is_read_as_a_number():
     assert {row[2].text for row in grid.grid_table(runs, "StageConfig.rules").rows} == {"0.3", "1.0"}
 
 
-def test_a_method_looks_the_same_in_every_picture():
-    some = curves.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
-    assert [bar.lines[0].get_color() for bar in some] == [look("mpt").color, "#D55E00", look("prompt_tuning").color]
+def looks_of_legend(figure):
+    """label → (colour, marker), of what a figure's legend shows."""
+    (legend,) = figure.legends
+    handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): (handle.get_color(), handle.get_marker()) for text, handle in handles}
+
+
+def looks_of_means(axis):
+    """(colour, marker) of what a panel shows with error bars → the heights, in the order of the places."""
+    lines = [bar.lines[0] for bar in axis.containers]
+    return {(line.get_color(), line.get_marker()): [float(y) for y in line.get_ydata()] for line in lines}
+
+
+def at_k(k, runs):
+    return [r | {"stage": "few_shot" if k else "full", "k": k, "run_id": f"{r['run_id']}/{k}"} for r in runs]
+
+
+def means_of(runs, x):
+    """label → the means along x, of one k."""
+    axes = series.axes_of(runs)
+    return {
+        one.label: [statistics.fmean(r["score"] for r in mine if r["cell"][x] == value) for value in axes[x]]
+        for one, mine in series.series_of(runs, x).items()
+    }
+
+
+BY_RANK = [r | {"folder": r["run_id"]} for r in records()]  # prompt tuning knows ranks, too
+
+
+@pytest.mark.parametrize(
+    ("few", "full", "alone"),
+    [
+        (records(), [r for r in records(("mpt",)) if r["cell"]["PromptConfig.rank"] == 4], {"MPT, rank 4"}),
+        (BY_RANK, [r for r in BY_RANK if r["method"] == "prompt_tuning"], {"Prompt tuning, rank 1", "Prompt tuning, rank 4"}),
+    ],
+    ids=["one of a method's curves", "one of the methods"],
+)
+def test_a_legend_is_true_of_all_panels(few, full, alone):
+    """Where the panels do not have the same curves: with k = 16 there are all, with all examples there are a few."""
+    figure = curves.score_by_axis([*at_k(16, few), *full], "PROMPT_LENGTH")
+    looks, expected = looks_of_legend(figure), means_of(few, "PROMPT_LENGTH")
+    assert set(looks) == {*expected, "chance"} and alone < set(expected)
+    for axis, labels in zip(figure.axes, (set(expected), alone), strict=False):
+        drawn = looks_of_means(axis)
+        assert set(drawn) == {looks[label] for label in labels}
+        for label in labels:
+            np.testing.assert_allclose(drawn[looks[label]], expected[label])
+
+
+def test_a_method_looks_the_same_in_every_panel():
+    figure = curves.score_by_axis([*at_k(16, records(("prompt_tuning",))), *records()], "PROMPT_LENGTH")
+    expected = [(look("mpt").color, "o"), ("#D55E00", "v"), (look("prompt_tuning").color, "s")]
+    assert [list(looks_of_means(axis)) for axis in figure.axes] == [expected[2:], expected]
+
+
+def test_a_label_is_the_same_while_a_sweep_is_not_finished():
+    """One rank of MPT has no results yet, neither at any length nor at one; prompt tuning, which knows none, has both."""
+    axes = {"PROMPT_LENGTH": LENGTHS, "PromptConfig.rank": RANKS}
+    for left_out in (LENGTHS, LENGTHS[1:]):
+        part = [r for r in records() if not (r["method"] == "mpt" and r["cell"]["PROMPT_LENGTH"] in left_out)]
+        part += [r for r in records(("mpt",)) if r["cell"]["PROMPT_LENGTH"] in left_out and r["cell"]["PromptConfig.rank"] == 1]
+        labels = {one.label for one in series.series_of(part, "PROMPT_LENGTH", axes)}
+        assert {"MPT, rank 1", "Prompt tuning"} <= labels <= {"MPT, rank 1", "MPT, rank 4", "Prompt tuning"}
+    drawing = Drawing("PROMPT_LENGTH", axes)
+    part = [r for r in records() if r["method"] == "prompt_tuning" or r["cell"]["PromptConfig.rank"] == 1]
+    blocks = grid.build_grid(part, drawing)
+    (texts, *_) = (block.lines for block in blocks if isinstance(block, page.Text) and "by prompt length" in block.lines[0])
+    assert any(text.startswith("all examples, MPT, rank 1, by") for text in texts)
+    tables = [block for block in blocks if isinstance(block, page.Table)]
+    assert [{row[1].text for row in table.rows} for table in tables] == [{"MPT, rank 1", "Prompt tuning"}] * 2
+    (picture, *_) = (block for block in blocks if isinstance(block, page.Picture))
+    assert set(looks_of_legend(picture.figure)) == {"MPT, rank 1", "Prompt tuning", "chance"}
 
 
 def test_sentences_name_the_highest_and_what_is_no_worse():
@@ -232,7 +301,7 @@ def test_published_curves_stand_at_their_ticks_also_while_sizes_have_no_results(
     """An axis of words has its places from the sweep's values; a value that it has not stands nowhere."""
     curve = Published("Theirs", "A paper", ("small", "base", "large"), (1.0, 2.0, 3.0))
     for done in (SIZES, SIZES[1:], SIZES[:1], SIZES[2:]):
-        (axis,) = curves.score_by_axis(by_size(done), "gin_file", [curve], SIZES).axes
+        (axis,) = curves.score_by_axis(by_size(done), "gin_file", [curve], {"gin_file": SIZES}).axes
         ticks = dict(zip((tick.get_text() for tick in axis.get_xticklabels()), axis.get_xticks(), strict=True))
         assert list(ticks) == ["small", "base", "large"]
         (theirs,) = (line for line in axis.lines if list(line.get_ydata()) == [1, 2, 3])

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -17,7 +17,7 @@ from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes
 from mpt_jax.studies.looks import LOOKS, OTHER_LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.published import Published, is_number
 from mpt_jax.studies.results import Record
-from mpt_jax.studies.series import Records, Series, axes_of, mean_of, results_at, series_of
+from mpt_jax.studies.series import Records, Series, Values, axes_of, mean_of, results_at, series_of
 from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, short, value_label
 
 AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
@@ -26,47 +26,44 @@ PUBLISHED_COLOR = "#7a7a7a"
 PUBLISHED_MARKERS = "os^DvPX*"  # hollow; a curve may be a single point
 
 
-def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (), values: Sequence[Any] = ()) -> Figure:
-    """One panel per k: the mean over targets along x, a curve for each series.
+def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (), axes: Values | None = None) -> Figure:
+    """One panel per k: the mean over targets along x, a curve for each series, which looks the same in all panels.
 
-    `values` have the ticks, those without results, too; () stands for those with results.
+    All values of x in `axes` have ticks, those without results, too; None stands for the axes of the results.
     """
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
-    values = values or axes_of(targets)[x]
+    values, series = (axes or axes_of(targets))[x], series_of(targets, x, axes)
     places, labels, log = _places(values)
     ordered = all(map(is_number, values)) or _sizes(targets, x, values)  # a line says that there is something in between
+    looks = _looks(list(series)) if ordered else _without_lines(_looks(list(series)))
     with rc_context(STYLE):
-        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
         handles: dict[str, Line2D] = {}
-        for axis, k in zip(axes, settings, strict=False):
-            here = results.select(targets, k=k)
-            series = series_of(here, x)
-            looks = _looks(list(series))
+        for panel, k in zip(panels, settings, strict=False):
             everything = []
             for index, (one, runs) in enumerate(series.items()):
-                style = looks[one] if ordered else dataclasses.replace(looks[one], line="none")
                 spreads = [mean_of(results_at(runs, x, value), k, tasks) for value in values]
                 everything += spreads
                 apart = 0.012 if ordered else min(0.12, 0.6 / len(series)) / max(1, len(values) - 1)
                 aside = apart * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
-                draw_line(axis, _aside(places, aside, log), spreads, style)
-                handles[one.label] = line_handle(style)
+                draw_line(panel, _aside(places, aside, log), spreads, looks[one])
+                handles[one.label] = line_handle(looks[one])
             for number, curve in enumerate(published):
                 both = [(place_of(at, values), y) for at, y in zip(curve.x, curve.y, strict=True)]
                 if placed := [(where, y) for where, y in both if where is not None]:
-                    handles[curve.label] = _draw_published(axis, placed, curve, number)
+                    handles[curve.label] = _draw_published(panel, placed, curve, number)
             level = results.reference(targets, "chance", tasks)
             if level is not None:
                 color, dashes = REFERENCE_LINES["chance"]
-                axis.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
+                panel.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
                 handles["chance"] = Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")
-            axis.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
-            _scale(axis, places, labels, log)
+            panel.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
+            _scale(panel, places, labels, log)
             if not ordered:
-                axis.set_xlim(-0.5, len(places) - 0.5)
-            axis.set_xlabel(name_of(x))
-        for index in range(0, len(axes), columns):
-            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+                panel.set_xlim(-0.5, len(places) - 0.5)
+            panel.set_xlabel(name_of(x))
+        for index in range(0, len(panels), columns):
+            panels[index].set_ylabel(f"score, {mean_label(tasks)}")
         draw_legend(figure, list(handles.values()))
     return figure
 
@@ -168,3 +165,7 @@ def _looks(every: Sequence[Series]) -> dict[Series, Look]:
     free = itertools.cycle([style for style in (*OTHER_LOOKS, *LOOKS.values()) if style not in taken])
     looks = {one: look(one.method) if first[one.method] == one else next(free) for one in every}
     return {one: dataclasses.replace(style, label=one.label) for one, style in looks.items()}
+
+
+def _without_lines(looks: Mapping[Series, Look]) -> dict[Series, Look]:
+    return {one: dataclasses.replace(style, line="none") for one, style in looks.items()}

@@ -6,7 +6,7 @@ share, because an axis does not matter to them, are one series.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mpt_jax.studies import chance, results, tables
@@ -14,7 +14,7 @@ from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.published import Drawing, Published, is_number
 from mpt_jax.studies.results import Record, Spread
-from mpt_jax.studies.series import Records, Series, axes_of, first_axis, in_order, matters, mean_of, results_at, series_of
+from mpt_jax.studies.series import Records, Series, Values, axes_of, first_axis, in_order, matters, mean_of, results_at, series_of
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, short, task_labels, value_label
 
 
@@ -28,23 +28,23 @@ def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
     if not targets:
         return [Text(("No target task has been scored yet.",))]
     tasks = results.values_of(targets, "task")
-    found = tuple(grid_findings(records, x))
+    found = tuple(grid_findings(records, x, planned))
     blocks: list[Block] = [Text((_about(records, planned, drawing),)), Heading("Scores")]
     blocks.append(Text(found or ("No cell has been scored on every target yet, so there is no mean.",)))
-    blocks += _pictures(targets, x, planned[x], drawing.published) if found else []
-    blocks += [Heading("Numbers"), grid_table(targets, x)]
+    blocks += _pictures(targets, x, planned, drawing.published) if found else []
+    blocks += [Heading("Numbers"), grid_table(targets, x, planned)]
     if len(tasks) > 1:
-        blocks.append(by_task_table(targets, x))
+        blocks.append(by_task_table(targets, x, planned))
     return blocks
 
 
-def _pictures(targets: Records, x: str, values: Sequence[Any], published: Sequence[Published]) -> Iterator[Picture]:
+def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Published]) -> Iterator[Picture]:
     curves = [curve for curve in published if curve.against == "x"]
     yield Picture(
         "score_by_axis",
-        score_by_axis(targets, x, curves, values),
+        score_by_axis(targets, x, curves, axes),
         f"Score against {short(x)}: {mean_label(results.values_of(targets, 'task'))}, error bars of one standard deviation over "
-        f"seeds (none where n = 1).{_sources(curves)}{_without_place(curves, values, x)}",
+        f"seeds (none where n = 1).{_sources(curves)}{_without_place(curves, axes[x], x)}",
     )
     bought = [curve for curve in published if curve.against == "parameters"]
     frontier = parameter_frontier(targets, bought)
@@ -53,10 +53,13 @@ def _pictures(targets: Records, x: str, values: Sequence[Any], published: Sequen
         yield Picture("parameters", frontier, text + _sources(bought))
 
 
-def grid_table(targets: Records, x: str) -> Table:
-    """A row for each k, series and value of x: mean over targets, spread, seeds, numbers trained, seconds."""
+def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
+    """A row for each k, series and value of x: mean over targets, spread, seeds, numbers trained, seconds.
+
+    `axes`, here and below: as for `series_of`.
+    """
     tasks, rows = results.values_of(targets, "task"), []
-    for k, one, value, runs in _rows(targets, x):
+    for k, one, value, runs in _rows(targets, x, axes):
         mean = mean_of(runs, k, tasks)
         known = [run["params_trained"] for run in runs if run.get("params_trained")]
         seconds = sum(run.get("seconds", 0.0) for run in runs)
@@ -76,11 +79,11 @@ def grid_table(targets: Records, x: str) -> Table:
     return Table(caption + _dagger(rows), columns, tuple(rows))
 
 
-def by_task_table(targets: Records, x: str) -> Table:
+def by_task_table(targets: Records, x: str, axes: Values | None = None) -> Table:
     """The same for each target task."""
     tasks = results.values_of(targets, "task")
     rows = []
-    for k, one, value, runs in _rows(targets, x):
+    for k, one, value, runs in _rows(targets, x, axes):
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
         cells = [tables.score_cell(score, weak=_weak(targets, score, [task])) for task, score in zip(tasks, scores, strict=True)]
         rows.append((tables.setting_cell(k), Cell(one.label), _value_cell(value), *cells))
@@ -98,12 +101,12 @@ def _dagger(rows: Sequence[Sequence[Cell]]) -> str:
     return "; † is not above chance" if any(cell.weak for row in rows for cell in row) else ""
 
 
-def _rows(targets: Records, x: str) -> Iterator[tuple[int, Series, Any, list[Record]]]:
+def _rows(targets: Records, x: str, axes: Values | None) -> Iterator[tuple[int, Series, Any, list[Record]]]:
+    series, values = series_of(targets, x, axes), axes_of(targets)[x]
     for k in results.settings_of(targets):
-        here = results.select(targets, k=k)
-        for one, runs in series_of(here, x).items():
-            for value in axes_of(targets)[x]:
-                if there := results_at(runs, x, value):
+        for one, runs in series.items():
+            for value in values:
+                if there := results_at(results.select(runs, k=k), x, value):
                     yield k, one, value, there
 
 
@@ -111,7 +114,7 @@ def _value_cell(value: Any) -> Cell:
     return Cell(value_label(value), float(value) if is_number(value) else None)
 
 
-def _about(records: Records, axes: Mapping[str, Sequence[Any]], drawing: Drawing) -> str:
+def _about(records: Records, axes: Values, drawing: Drawing) -> str:
     cells = {json.dumps(record["cell"], sort_keys=True) for record in records}
     parts = [f"{short(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
     text = f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
@@ -121,20 +124,20 @@ def _about(records: Records, axes: Mapping[str, Sequence[Any]], drawing: Drawing
     return f"{text} It is not finished: {counted(drawing.missing, 'point')} without a result{why}."
 
 
-def grid_findings(records: Records, x: str = "") -> Iterator[str]:
-    """For each k and series: the best value of x and the spread there, with the ends of the curve."""
+def grid_findings(records: Records, x: str = "", axes: Values | None = None) -> Iterator[str]:
+    """For each k and series: the mean at each value of x, and the best one."""
     targets = results.targets_of(records)
-    axes = axes_of(records)
+    axes = axes or axes_of(records)
     x = x if x in axes else first_axis(axes)
     tasks = results.values_of(targets, "task")
     weak = False
+    series = series_of(targets, x, axes)
     for k in results.settings_of(targets):
-        here = results.select(targets, k=k)
-        for one, runs in series_of(here, x).items():
-            means = [(value, mean) for value in axes_of(targets)[x] if (mean := mean_of(results_at(runs, x, value), k, tasks))]
+        for one, runs in series.items():
+            means = [(value, mean) for value in axes[x] if (mean := mean_of(results_at(runs, x, value), k, tasks))]
             if not means:
                 continue
-            alike = len(means) > 1 and not matters(runs, x)
+            alike = len(means) > 1 and not matters(results.select(runs, k=k), x)
             means = means[:1] if alike else means
             value, best = max(means, key=lambda pair: pair[1].mean)
             marks = [" †" if _weak(targets, mean, tasks) else "" for _, mean in means]
