@@ -249,6 +249,44 @@ def test_what_is_not_above_chance_is_marked_in_sentences_and_tables():
     assert not any("†" in text for text in grid.grid_findings([r | {"chance": None} for r in runs]))
 
 
+def of_two_splits(small=40.0, large=60.0):
+    """Prompt tuning on two test splits, along the axis or beside it, whose best constant answers differ."""
+    axis = "PipelineConfig.max_test_examples"
+    for r in records(("prompt_tuning",), lengths=(1, 20)):
+        yield r | {
+            "cell": {axis: r["cell"]["PROMPT_LENGTH"], "PromptConfig.rank": r["cell"]["PromptConfig.rank"]},
+            "score": 52.0 + r["seed"] / 10,
+            "chance": small if r["cell"]["PROMPT_LENGTH"] == 1 else large,
+            "num_examples": 2000,
+        }
+
+
+@pytest.mark.parametrize("x", ["PipelineConfig.max_test_examples", "PromptConfig.rank"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_score_is_held_against_the_chance_of_its_own_cell(x, turned):
+    """Whichever cell comes last in the file."""
+    runs = list(of_two_splits())[:: -1 if turned else 1]
+    for table in (grid.grid_table(runs, x), grid.by_task_table(runs, x)):
+        weak = {f"{row[1].text} {row[2].text}": any(cell.weak for cell in row) for row in table.rows}
+        assert len(weak) > 1 and all(marked == (" 20" in name) for name, marked in weak.items())
+    *sentences, note = grid.grid_findings(runs, x)
+    assert sum(text.count("†") for text in sentences) == 1
+    assert note.startswith("† is not above chance, which is not the same in all cells, by more than 2 standard errors")
+
+
+def test_a_line_of_chance_is_one_that_all_cells_have():
+    def lines(runs):
+        (picture, *_) = (block for block in grid.build_grid(runs) if isinstance(block, page.Picture))
+        return [line for line in picture.figure.axes[0].lines if len(set(line.get_ydata())) == 1 < len(line.get_ydata())], picture
+
+    drawn, picture = lines(list(of_two_splits(large=40.0)))
+    assert 40.0 in [line.get_ydata()[0] for line in drawn] and "chance" in looks_of_legend(picture.figure)
+    assert "chance" not in picture.caption
+    drawn, picture = lines(list(of_two_splits()))
+    assert not {40.0, 50.0, 60.0} & {line.get_ydata()[0] for line in drawn} and "chance" not in looks_of_legend(picture.figure)
+    assert "No line for chance, which is not the same in all cells." in picture.caption
+
+
 def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp_path):
     curve = [{"label": "Theirs", "source": "A paper, Table 1", "x": [1, 100], "y": [40, 60]}]
     write_results(tmp_path, records(), x="PROMPT_LENGTH", published=curve)

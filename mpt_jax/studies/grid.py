@@ -7,15 +7,17 @@ share, because an axis does not matter to them, are one series.
 import json
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.published import Drawing, Published, is_number
 from mpt_jax.studies.results import Record, Spread
-from mpt_jax.studies.series import Records, Series, Values, axes_of, first_axis, in_order, matters, mean_of, results_at, series_of
+from mpt_jax.studies.series import Records, Series, Values, axes_of, first_axis, in_order, matters, mean_of, points_of, series_of
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, short, task_labels, value_label
+
+DIFFERS = "which is not the same in all cells"
 
 
 def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
@@ -44,7 +46,7 @@ def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Publis
         "score_by_axis",
         score_by_axis(targets, x, curves, axes),
         f"Score against {short(x)}: {mean_label(results.values_of(targets, 'task'))}, error bars of one standard deviation over "
-        f"seeds (none where n = 1).{_sources(curves)}{_without_place(curves, axes[x], x)}",
+        f"seeds (none where n = 1).{_no_chance(targets)}{_sources(curves)}{_without_place(curves, axes[x], x)}",
     )
     bought = [curve for curve in published if curve.against == "parameters"]
     frontier = parameter_frontier(targets, bought)
@@ -68,7 +70,7 @@ def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
                 tables.setting_cell(k),
                 Cell(one.label),
                 _value_cell(value),
-                tables.score_cell(mean, weak=_weak(targets, mean, tasks)),
+                tables.score_cell(mean, weak=_weak(runs, mean, tasks)),
                 tables.number(mean.n if mean else None, "d"),
                 tables.number(known[0] if known else None, ",.0f"),
                 tables.number(seconds, ",.0f"),
@@ -85,7 +87,7 @@ def by_task_table(targets: Records, x: str, axes: Values | None = None) -> Table
     rows = []
     for k, one, value, runs in _rows(targets, x, axes):
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
-        cells = [tables.score_cell(score, weak=_weak(targets, score, [task])) for task, score in zip(tasks, scores, strict=True)]
+        cells = [tables.score_cell(score, weak=_weak(runs, score, [task])) for task, score in zip(tasks, scores, strict=True)]
         rows.append((tables.setting_cell(k), Cell(one.label), _value_cell(value), *cells))
     names = task_labels(tasks)
     return Table(
@@ -93,8 +95,9 @@ def by_task_table(targets: Records, x: str, axes: Values | None = None) -> Table
     )
 
 
-def _weak(targets: Records, score: Spread | None, tasks: Sequence[str]) -> bool:
-    return chance.above(targets, score, tasks) is False
+def _weak(runs: Records, score: Spread | None, tasks: Sequence[str]) -> bool:
+    """Whether the score of these runs, and of no others, is not above chance: another cell may have another test split."""
+    return chance.above(runs, score, tasks) is False
 
 
 def _dagger(rows: Sequence[Sequence[Cell]]) -> str:
@@ -105,9 +108,8 @@ def _rows(targets: Records, x: str, axes: Values | None) -> Iterator[tuple[int, 
     series, values = series_of(targets, x, axes), axes_of(targets)[x]
     for k in results.settings_of(targets):
         for one, runs in series.items():
-            for value in values:
-                if there := results_at(results.select(runs, k=k), x, value):
-                    yield k, one, value, there
+            for value, there in points_of(runs, x, k, values):
+                yield k, one, value, there
 
 
 def _value_cell(value: Any) -> Cell:
@@ -134,29 +136,57 @@ def grid_findings(records: Records, x: str = "", axes: Values | None = None) -> 
     series = series_of(targets, x, axes)
     for k in results.settings_of(targets):
         for one, runs in series.items():
-            means = [(value, mean) for value in axes[x] if (mean := mean_of(results_at(runs, x, value), k, tasks))]
+            means = list(_means(runs, x, k, axes[x], tasks))
             if not means:
                 continue
             alike = len(means) > 1 and not matters(results.select(runs, k=k), x)
             means = means[:1] if alike else means
-            value, best = max(means, key=lambda pair: pair[1].mean)
-            marks = [" †" if _weak(targets, mean, tasks) else "" for _, mean in means]
-            weak |= any(marks)
-            where = [f", whatever {short(x)} is" if alike else f" at {value_label(at)}" for at, _ in means]
-            line = ", ".join(f"{mean}{mark}{at}" for (_, mean), mark, at in zip(means, marks, where, strict=True))
-            within = [value_label(at) for at, mean in means if at != value and _within(mean, best)]
-            near = f", within one standard deviation of {listing(within)}" if within else ""
-            highest = f"; highest at {value_label(value)}{near}" if len(means) > 1 else ""
-            seeds = seeds_note([mean for _, mean in means])
-            yield f"{setting_label(k)}, {one.label}, by {short(x)} ({seeds}): {line}{highest}."
+            weak |= any(point.weak for point in means)
+            where = [f", whatever {short(x)} is" if alike else f" at {value_label(point.value)}" for point in means]
+            line = ", ".join(f"{point.mean}{' †' if point.weak else ''}{at}" for point, at in zip(means, where, strict=True))
+            seeds = seeds_note([point.mean for point in means])
+            yield f"{setting_label(k)}, {one.label}, by {short(x)} ({seeds}): {line}{_highest(means)}."
     if weak:
         level = results.reference(targets, "chance", tasks)
-        yield f"† is not above chance, {level:.1f}, by more than {chance.STANDARD_ERRORS:g} standard errors."
+        known = DIFFERS if level is None else f"{level:.1f}"
+        yield f"† is not above chance, {known}, by more than {chance.STANDARD_ERRORS:g} standard errors."
+
+
+class _Mean(NamedTuple):
+    """Of a series at one value of x."""
+
+    value: Any
+    mean: Spread
+    weak: bool
+
+
+def _means(runs: Records, x: str, k: int, values: Sequence[Any], tasks: Sequence[str]) -> Iterator[_Mean]:
+    for value, there in points_of(runs, x, k, values):
+        if mean := mean_of(there, k, tasks):
+            yield _Mean(value, mean, _weak(there, mean, tasks))
+
+
+def _highest(means: Sequence[_Mean]) -> str:
+    """'; highest at 20, within one standard deviation of 5'; nothing of one mean."""
+    if len(means) < 2:
+        return ""
+    best = max(means, key=lambda point: point.mean.mean)
+    within = [value_label(point.value) for point in means if point is not best and _within(point.mean, best.mean)]
+    near = f", within one standard deviation of {listing(within)}" if within else ""
+    return f"; highest at {value_label(best.value)}{near}"
 
 
 def _within(mean: Spread, best: Spread) -> bool:
     spread = max((s for s in (mean.std, best.std) if not math.isnan(s)), default=0.0)
     return best.mean - mean.mean <= spread
+
+
+def _no_chance(targets: Records) -> str:
+    """Says why there is no line for chance where it is known."""
+    tasks = results.values_of(targets, "task")
+    known = all(any(run.get("chance") is not None for run in results.select(targets, task=task)) for task in tasks)
+    differs = known and results.reference(targets, "chance", tasks) is None
+    return f" No line for chance, {DIFFERS}." if differs else ""
 
 
 def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -> str:

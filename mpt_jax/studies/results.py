@@ -224,6 +224,10 @@ def paired(records: Sequence[Record], method: str, baseline: str) -> Spread | No
 
 
 def reference(records: Iterable[Record], field: str, tasks: Sequence[str]) -> float | None:
-    """'chance' or 'ceiling', averaged over `tasks`; None unless every one of them documents it."""
-    known = {record["task"]: record[field] for record in records if record.get(field) is not None}
-    return statistics.fmean(known[task] for task in tasks) if tasks and all(task in known for task in tasks) else None
+    """'chance' or 'ceiling', averaged over `tasks`; None unless every one of them documents it, and all its records agree."""
+    known: dict[str, set[float]] = {}
+    for record in records:
+        if record.get(field) is not None:
+            known.setdefault(record["task"], set()).add(record[field])
+    levels = [known.get(task, set()) for task in tasks]
+    return statistics.fmean(min(level) for level in levels) if levels and all(len(level) == 1 for level in levels) else None

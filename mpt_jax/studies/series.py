@@ -89,6 +89,12 @@ def results_at(runs: Records, x: str, value: Any) -> list[Record]:
     return [run for run in runs if _hashable(run["cell"].get(x)) == _hashable(value)]
 
 
+def points_of(runs: Records, x: str, k: int, values: Sequence[Any]) -> list[tuple[Any, list[Record]]]:
+    """(value, runs) of one series and k, at each value of x that has any."""
+    here = results.select(runs, k=k)
+    return [(value, there) for value in values if (there := results_at(here, x, value))]
+
+
 def mean_of(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
     """Of one series at one value of x, over the seeds that have all tasks."""
     if not runs:
