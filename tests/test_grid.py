@@ -299,12 +299,76 @@ def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp
     assert "A sweep over prompt length (1, 20, 100) and rank (1, 4): 6 cells, 72 results." in text
 
 
+def frontier_of(runs, **drawing):
+    (found,) = (
+        block
+        for block in grid.build_grid(runs, Drawing("PROMPT_LENGTH", **drawing))
+        if isinstance(block, page.Picture) and block.name == "parameters"
+    )
+    return found
+
+
+def test_what_parameters_buy_has_the_series_of_the_other_picture():
+    """Each mark at its numbers and its mean, and looks that tell the ranks apart."""
+    picture = frontier_of(records())
+    (axis,) = picture.figure.axes
+    looks, drawn = looks_of_legend(picture.figure), looks_of_means(axis)
+    assert looks == looks_of_legend(curves.score_by_axis(records(), "PROMPT_LENGTH")) and len(set(looks.values())) == 4
+    for label, means in means_of(records(), "PROMPT_LENGTH").items():
+        np.testing.assert_allclose(sorted(drawn[looks[label]]), means)
+    sizes = sorted(float(x) for bar in axis.containers for x in bar.lines[0].get_xdata())
+    np.testing.assert_allclose(sizes, sorted({r["params_trained"] for r in records()}))
+    assert not any(bar.lines[0].get_linestyle() != "None" for bar in axis.containers)
+
+
+def test_what_parameters_buy_says_how_it_was_measured():
+    picture = frontier_of(records())
+    (axis,) = picture.figure.axes
+    assert axis.get_title(loc="left") == "all examples (n = 3 seeds)"
+    assert (
+        "mean of 2 targets" in picture.caption
+        and "error bars of one standard deviation over seeds (none where n = 1)" in picture.caption
+    )
+    assert [line.get_ydata()[0] for line in axis.lines if len(set(line.get_xdata())) == 2] == [40.0]  # chance
+    assert "No line for chance" in frontier_of([r | {"chance": float(r["cell"]["PROMPT_LENGTH"])} for r in records()]).caption
+
+
+def test_runs_that_the_axis_does_not_change_are_one_mark():
+    """Model tuning has no prompt, so that it has no length."""
+    tuned = [
+        r | {"method": "model_tuning", "folder": "runs/tuned", "params_trained": 5000, "score": 70.0 + r["seed"]}
+        for r in records(("prompt_tuning",))
+    ]
+    (axis,) = frontier_of([*records(), *tuned]).figure.axes
+    marks = [float(x) for bar in axis.containers for x in bar.lines[0].get_xdata()]
+    assert sum(abs(x - 5000) < 500 for x in marks) == 1
+
+
+def test_marks_of_one_size_stand_side_by_side():
+    changed = [r | {"params_trained": 100 if r["method"] == "mpt" else 5000} for r in records()]
+    (axis,) = frontier_of(changed).figure.axes
+    marks = sorted(float(x) for bar in axis.containers for x in bar.lines[0].get_xdata())
+    assert len(set(marks)) == len(marks) == 3 * len(LENGTHS)
+    near = [abs(np.log(x / (100 if x < 1000 else 5000))) for x in marks]
+    assert max(near) < 0.1 * np.log(50)
+
+
+@pytest.mark.parametrize("runs", [records(("prompt_tuning",)), [r | {"params_trained": 64} for r in records()]])
+def test_published_numbers_of_parameters_are_drawn_beside_one_method_or_size(runs):
+    """Else they would vanish, without a word."""
+    theirs = Published("Theirs", "A paper", (5000,), (61.0,), "parameters")
+    assert curves.parameter_frontier(runs, "PROMPT_LENGTH") is None
+    picture = frontier_of(runs, published=(theirs,))
+    assert "Theirs (A paper)" in picture.caption and "Theirs" in looks_of_legend(picture.figure)
+    assert [5000] in [list(line.get_xdata()) for line in picture.figure.axes[0].lines]
+
+
 def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
     """A line of one point shows nothing: each published curve has marks."""
     published = [Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
     figures = (
         curves.score_by_axis(records(), "PROMPT_LENGTH", published[:1]),
-        curves.parameter_frontier(records(), published[1:]),
+        curves.parameter_frontier(records(), "PROMPT_LENGTH", published[1:]),
     )
     for figure in figures:
         (line,) = (line for line in figure.axes[0].lines if list(line.get_ydata()) == [44.0])
@@ -319,7 +383,7 @@ def test_a_long_legend_leaves_the_picture_its_height():
 
     def height(number: int) -> float:
         """Of the axes, in inches."""
-        figure = curves.parameter_frontier(records(), published[:number])
+        figure = curves.parameter_frontier(records(), "PROMPT_LENGTH", published[:number])
         figure.draw_without_rendering()
         return figure.axes[0].get_position().height * figure.get_figheight()
 

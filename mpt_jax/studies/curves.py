@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
@@ -13,11 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mpt_jax.studies import results
-from mpt_jax.studies.figures import MARKER, draw_legend, draw_line, grid_of_axes, line_handle
+from mpt_jax.studies.figures import draw_legend, draw_line, grid_of_axes, line_handle
 from mpt_jax.studies.looks import LOOKS, OTHER_LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.published import Published, is_number
-from mpt_jax.studies.results import Record
-from mpt_jax.studies.series import Records, Series, Values, axes_of, mean_of, results_at, series_of
+from mpt_jax.studies.results import Spread
+from mpt_jax.studies.series import (
+    Records,
+    Series,
+    Values,
+    axes_of,
+    matters,
+    mean_of,
+    numbers_trained,
+    points_of,
+    results_at,
+    series_of,
+)
 from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, short, value_label
 
 AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
@@ -52,11 +63,7 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
                 both = [(place_of(at, values), y) for at, y in zip(curve.x, curve.y, strict=True)]
                 if placed := [(where, y) for where, y in both if where is not None]:
                     handles[curve.label] = _draw_published(panel, placed, curve, number)
-            level = results.reference(targets, "chance", tasks)
-            if level is not None:
-                color, dashes = REFERENCE_LINES["chance"]
-                panel.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
-                handles["chance"] = Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")
+            handles |= _draw_chance(panel, targets, tasks)
             panel.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
             _scale(panel, places, labels, log)
             if not ordered:
@@ -68,33 +75,37 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
     return figure
 
 
-def parameter_frontier(targets: Records, published: Sequence[Published] = ()) -> Figure | None:
-    """Score against the numbers trained, one panel per k; None for one method, or where all runs train as many."""
+def parameter_frontier(
+    targets: Records, x: str, published: Sequence[Published] = (), axes: Values | None = None
+) -> Figure | None:
+    """Score against the numbers trained, one panel per k: a mark for each series and value of x, with `score_by_axis`'s looks.
+
+    None without published numbers where there is one method, or all runs train as many.
+    """
     sizes = {record["params_trained"] for record in targets if record.get("params_trained")}
-    if len(sizes) < 2 or len(results.values_of(targets, "method")) < 2:
+    if not published and (len(sizes) < 2 or len(results.values_of(targets, "method")) < 2):
         return None
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
+    values, series = (axes or axes_of(targets))[x], series_of(targets, x, axes)
+    looks = _without_lines(_looks(list(series)))
+    extent = math.log(max(sizes) / min(sizes)) or 1.0 if sizes else 1.0
     with rc_context(STYLE):
-        figure, axes, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
-        handles: dict[str, Line2D] = {}
-        for axis, k in zip(axes, settings, strict=False):
-            marks: dict[tuple[str, int, str], list[Record]] = {}
-            for record in results.select(targets, k=k):
-                cell = json.dumps(record["cell"], sort_keys=True)
-                marks.setdefault((record["method"], record["params_trained"], cell), []).append(record)
-            for (method, size, _), runs in marks.items():
-                looks: dict[str, Any] = {"color": look(method).color, "marker": look(method).marker, **MARKER}
-                if mean := mean_of(runs, k, tasks):
-                    error = 0.0 if math.isnan(mean.std) else mean.std
-                    axis.errorbar(size, mean.mean, error, ms=5, capsize=2, elinewidth=1, **looks)
-                handles[method] = Line2D([], [], ls="", label=look(method).label, **looks)
+        figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
+        handles: dict[str, Line2D] = {one.label: line_handle(looks[one]) for one in series}
+        for panel, k in zip(panels, settings, strict=False):
+            marks = [(one, size, mean) for one, runs in series.items() for size, mean in _bought(runs, x, k, values, tasks)]
+            places = _beside([size for _, size, _ in marks], extent)
+            for one in series:
+                ours = [(place, mean) for (owner, _, mean), place in zip(marks, places, strict=True) if owner == one]
+                draw_line(panel, [place for place, _ in ours], [mean for _, mean in ours], looks[one])
             for number, curve in enumerate(published):
-                handles[curve.label] = _draw_published(axis, list(zip(curve.x, curve.y, strict=True)), curve, number)
-            axis.set_xscale("log")
-            axis.set_title(setting_label(k))
-            axis.set_xlabel("numbers trained for a task")
-        for index in range(0, len(axes), columns):
-            axes[index].set_ylabel(f"score, {mean_label(tasks)}")
+                handles[curve.label] = _draw_published(panel, list(zip(curve.x, curve.y, strict=True)), curve, number)
+            handles |= _draw_chance(panel, targets, tasks)
+            panel.set_xscale("log")
+            panel.set_title(f"{setting_label(k)} ({seeds_note([mean for _, _, mean in marks])})")
+            panel.set_xlabel("numbers trained for a task")
+        for index in range(0, len(panels), columns):
+            panels[index].set_ylabel(f"score, {mean_label(tasks)}")
         draw_legend(figure, list(handles.values()))
     return figure
 
@@ -141,12 +152,37 @@ def _aside(places: Sequence[float], share: float, log: bool) -> list[float]:
     return [place + share * (max(places) - min(places) or 1.0) for place in places]
 
 
+def _beside(sizes: Sequence[float], extent: float) -> list[float]:
+    """Places of sizes on a log scale of an extent: equal ones side by side, so that no mark hides another."""
+    ranks = [sizes[:n].count(size) - (sizes.count(size) - 1) / 2 for n, size in enumerate(sizes)]
+    return [size * math.exp(0.02 * extent * rank) for size, rank in zip(sizes, ranks, strict=True)]
+
+
 def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Published, number: int) -> Line2D:
     """Draws the `number`-th published curve through the points that have a place; returns its line in the legend."""
     looks: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
     looks |= {"marker": PUBLISHED_MARKERS[number % len(PUBLISHED_MARKERS)], "ms": 4.5, "mfc": "none"}
     axis.plot(*zip(*points, strict=True), zorder=1, **looks)
     return Line2D([], [], label=curve.label, **looks)
+
+
+def _draw_chance(panel: Axes, targets: Records, tasks: Sequence[str]) -> dict[str, Line2D]:
+    """Draws the line for chance where all cells have the same; returns what the legend shows of it."""
+    level = results.reference(targets, "chance", tasks)
+    if level is None:
+        return {}
+    color, dashes = REFERENCE_LINES["chance"]
+    panel.axhline(level, color=color, ls=dashes, lw=1.1, zorder=1)
+    return {"chance": Line2D([], [], color=color, ls=dashes, lw=1.1, label="chance")}
+
+
+def _bought(runs: Records, x: str, k: int, values: Sequence[Any], tasks: Sequence[str]) -> Iterator[tuple[int, Spread]]:
+    """(numbers trained, mean) at each value of x, or once for a series that x does not change."""
+    points = points_of(runs, x, k, values)
+    for _, there in points if matters(results.select(runs, k=k), x) else points[:1]:
+        size, mean = numbers_trained(there), mean_of(there, k, tasks)
+        if size and mean:
+            yield size, mean
 
 
 def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool) -> None:

@@ -14,7 +14,19 @@ from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.published import Drawing, Published, is_number
 from mpt_jax.studies.results import Record, Spread
-from mpt_jax.studies.series import Records, Series, Values, axes_of, first_axis, in_order, matters, mean_of, points_of, series_of
+from mpt_jax.studies.series import (
+    Records,
+    Series,
+    Values,
+    axes_of,
+    first_axis,
+    in_order,
+    matters,
+    mean_of,
+    numbers_trained,
+    points_of,
+    series_of,
+)
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, short, task_labels, value_label
 
 DIFFERS = "which is not the same in all cells"
@@ -41,18 +53,17 @@ def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
 
 
 def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Published]) -> Iterator[Picture]:
+    mean = mean_label(results.values_of(targets, "task"))
+    measured = f"error bars of one standard deviation over seeds (none where n = 1).{_no_chance(targets)}"
     curves = [curve for curve in published if curve.against == "x"]
-    yield Picture(
-        "score_by_axis",
-        score_by_axis(targets, x, curves, axes),
-        f"Score against {short(x)}: {mean_label(results.values_of(targets, 'task'))}, error bars of one standard deviation over "
-        f"seeds (none where n = 1).{_no_chance(targets)}{_sources(curves)}{_without_place(curves, axes[x], x)}",
-    )
+    text = f"Score against {short(x)}: {mean}, {measured}{_sources(curves)}{_without_place(curves, axes[x], x)}"
+    yield Picture("score_by_axis", score_by_axis(targets, x, curves, axes), text)
     bought = [curve for curve in published if curve.against == "parameters"]
-    frontier = parameter_frontier(targets, bought)
+    frontier = parameter_frontier(targets, x, bought, axes)
     if frontier is not None:
-        text = "Score against the numbers that a run trains, on a log scale; one mark for each series and value."
-        yield Picture("parameters", frontier, text + _sources(bought))
+        marks = f"a mark for each series and value of {short(x)}, side by side where these train as many"
+        text = f"Score against the numbers that a run trains, on a log scale: {mean}, {marks}, {measured}{_sources(bought)}"
+        yield Picture("parameters", frontier, text)
 
 
 def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
@@ -63,7 +74,6 @@ def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
     tasks, rows = results.values_of(targets, "task"), []
     for k, one, value, runs in _rows(targets, x, axes):
         mean = mean_of(runs, k, tasks)
-        known = [run["params_trained"] for run in runs if run.get("params_trained")]
         seconds = sum(run.get("seconds", 0.0) for run in runs)
         rows.append(
             (
@@ -72,7 +82,7 @@ def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
                 _value_cell(value),
                 tables.score_cell(mean, weak=_weak(runs, mean, tasks)),
                 tables.number(mean.n if mean else None, "d"),
-                tables.number(known[0] if known else None, ",.0f"),
+                tables.number(numbers_trained(runs), ",.0f"),
                 tables.number(seconds, ",.0f"),
             )
         )

@@ -102,6 +102,11 @@ def mean_of(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
     return results.spread(results.seed_means(runs, runs[0]["method"], k, tasks).values())
 
 
+def numbers_trained(runs: Records) -> int | None:
+    """Of a run of one series at one value of x; None where no record says it."""
+    return next((run["params_trained"] for run in runs if run.get("params_trained")), None)
+
+
 def _hashable(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_hashable, value))
