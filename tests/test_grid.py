@@ -215,6 +215,21 @@ def test_sentences_name_the_highest_and_what_is_no_worse():
     assert "within one standard deviation of 20 and 100" in next(iter(grid.grid_findings(flat, "PROMPT_LENGTH")))
 
 
+def test_no_highest_is_named_among_means_over_different_seeds():
+    """Of three seeds at 1 and 20, and of one of them, which has the same score in all three places, at 100."""
+    runs = [r | {"score": 50.0 + 10 * r["seed"]} for r in records(("prompt_tuning",))]
+    (same,) = grid.grid_findings(runs, "PROMPT_LENGTH")
+    assert "; highest at 1, within one standard deviation of 20 and 100." in same
+    part = [r for r in runs if r["cell"]["PROMPT_LENGTH"] < 100 or r["seed"] == 0]
+    (text,) = grid.grid_findings(part, "PROMPT_LENGTH")
+    assert (
+        "60.0 ± 10.0 at 1, 60.0 ± 10.0 at 20, 50.0 at 100; no highest is named, for the means are not over the same seeds."
+        in text
+    )
+    swapped = [r for r in runs if (r["seed"] == 0) == (r["cell"]["PROMPT_LENGTH"] == 1)]  # as many, but others
+    assert "highest at" not in next(iter(grid.grid_findings([r for r in swapped if r["seed"] < 2], "PROMPT_LENGTH")))
+
+
 @pytest.mark.parametrize("ranks", [(1,), (1, 4)])
 def test_no_two_curves_look_alike(ranks):
     """Neither where each method has one, nor where one method has several."""

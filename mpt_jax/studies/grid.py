@@ -19,6 +19,7 @@ from mpt_jax.studies.series import (
     Series,
     Values,
     axes_of,
+    by_seed,
     first_axis,
     in_order,
     matters,
@@ -167,19 +168,25 @@ class _Mean(NamedTuple):
 
     value: Any
     mean: Spread
+    seeds: frozenset[int]  # that the mean is over
     weak: bool
 
 
 def _means(runs: Records, x: str, k: int, values: Sequence[Any], tasks: Sequence[str]) -> Iterator[_Mean]:
     for value, there in points_of(runs, x, k, values):
         if mean := mean_of(there, k, tasks):
-            yield _Mean(value, mean, _weak(there, mean, tasks))
+            yield _Mean(value, mean, frozenset(by_seed(there, k, tasks)), _weak(there, mean, tasks))
 
 
 def _highest(means: Sequence[_Mean]) -> str:
-    """'; highest at 20, within one standard deviation of 5'; nothing of one mean."""
+    """'; highest at 20, within one standard deviation of 5'; nothing of one mean.
+
+    One seed may score higher than another whatever x is, so that means over different ones do not say which value is best.
+    """
     if len(means) < 2:
         return ""
+    if any(point.seeds != means[0].seeds for point in means):
+        return "; no highest is named, for the means are not over the same seeds"
     best = max(means, key=lambda point: point.mean.mean)
     within = [value_label(point.value) for point in means if point is not best and _within(point.mean, best.mean)]
     near = f", within one standard deviation of {listing(within)}" if within else ""

@@ -95,11 +95,14 @@ def points_of(runs: Records, x: str, k: int, values: Sequence[Any]) -> list[tupl
     return [(value, there) for value in values if (there := results_at(here, x, value))]
 
 
+def by_seed(runs: Records, k: int, tasks: Sequence[str]) -> dict[int, float]:
+    """Of one series at one value of x: the mean over tasks of each seed that has them all."""
+    return results.seed_means(runs, runs[0]["method"], k, tasks) if runs else {}
+
+
 def mean_of(runs: Records, k: int, tasks: Sequence[str]) -> Spread | None:
-    """Of one series at one value of x, over the seeds that have all tasks."""
-    if not runs:
-        return None
-    return results.spread(results.seed_means(runs, runs[0]["method"], k, tasks).values())
+    """The same over its seeds."""
+    return results.spread(by_seed(runs, k, tasks).values())
 
 
 def numbers_trained(runs: Records) -> int | None:
