@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mpt_jax.errors import UserError
-from mpt_jax.studies import curves, grid, page, results, series
+from mpt_jax.studies import curves, grid, page, results, series, tables
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.published import Drawing, Published, drawing_of, read_published
 from mpt_jax.studies.report import write_report
@@ -376,6 +376,21 @@ def test_published_numbers_of_parameters_are_drawn_beside_one_method_or_size(run
     picture = frontier_of(runs, published=(theirs,))
     assert "Theirs (A paper)" in picture.caption and "Theirs" in looks_of_legend(picture.figure)
     assert [5000] in [list(line.get_xdata()) for line in picture.figure.axes[0].lines]
+
+
+def test_every_run_of_a_sweep_is_listed_with_the_values_of_its_cell():
+    """Axes first; numbers are sorted as numbers, and a study, which has no axes, has none here."""
+    runs = [r | {"cell": r["cell"] | {"PromptConfig.init": "vocab"}} for r in records()]
+    table = tables.run_table(runs)
+    assert table.columns[:4] == ("prompt length", "rank", "init", "stage")
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    cells = [row[:3] for row in table.rows]
+    assert [tuple(cell.value for cell in row) for row in cells] == [(*list(r["cell"].values())[:2], None) for r in runs]
+    assert {row[2].text for row in cells} == {"vocab"} and {row[0].text for row in cells} == {"1", "20", "100"}
+    (plain,) = tables.run_table([{name: value for name, value in runs[0].items() if name != "cell"}]).rows
+    assert len(plain) == len(table.columns) - 3
+    (shifted, *_) = tables.zero_shot_table([r | {"stage": "zero_shot", "trained_on": "t_c"} for r in runs]).rows
+    assert [cell.value for cell in shifted[:3]] == [1.0, 1.0, None]
 
 
 def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
-from mpt_jax.studies.published import Drawing, Published, is_number
+from mpt_jax.studies.published import Drawing, Published
 from mpt_jax.studies.results import Record, Spread
 from mpt_jax.studies.series import (
     Records,
@@ -80,7 +80,7 @@ def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
             (
                 tables.setting_cell(k),
                 Cell(one.label),
-                _value_cell(value),
+                tables.value_cell(value),
                 tables.score_cell(mean, weak=_weak(runs, mean, tasks)),
                 tables.number(mean.n if mean else None, "d"),
                 tables.number(numbers_trained(runs), ",.0f"),
@@ -99,7 +99,7 @@ def by_task_table(targets: Records, x: str, axes: Values | None = None) -> Table
     for k, one, value, runs in _rows(targets, x, axes):
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
         cells = [tables.score_cell(score, weak=_weak(runs, score, [task])) for task, score in zip(tasks, scores, strict=True)]
-        rows.append((tables.setting_cell(k), Cell(one.label), _value_cell(value), *cells))
+        rows.append((tables.setting_cell(k), Cell(one.label), tables.value_cell(value), *cells))
     names = task_labels(tasks)
     return Table(
         "Scores on each target" + _dagger(rows), ("k", "series", short(x), *(names[task] for task in tasks)), tuple(rows)
@@ -121,10 +121,6 @@ def _rows(targets: Records, x: str, axes: Values | None) -> Iterator[tuple[int, 
         for one, runs in series.items():
             for value, there in points_of(runs, x, k, values):
                 yield k, one, value, there
-
-
-def _value_cell(value: Any) -> Cell:
-    return Cell(value_label(value), float(value) if is_number(value) else None)
 
 
 def _about(records: Records, axes: Values, drawing: Drawing) -> str:
