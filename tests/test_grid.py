@@ -240,6 +240,27 @@ def test_no_two_curves_look_alike(ranks):
     assert len(set(looks)) == len(looks) == len(ranks) + 1
 
 
+def with_ranks(number):
+    """One method with so many curves."""
+    for r in records(("prompt_tuning",), lengths=(1, 20), seeds=(0,)):
+        for rank in range(number) if r["cell"]["PromptConfig.rank"] == RANKS[0] else ():
+            yield r | {"cell": r["cell"] | {"PromptConfig.rank": rank}, "folder": f"runs/{rank}", "score": r["score"] + rank}
+
+
+@pytest.mark.parametrize("number", [3, 12, 65])
+def test_curves_look_alike_only_where_the_caption_says_so(number):
+    """Colour and marker tell them apart, for there are no lines between words; without colour, marker and line do."""
+    runs = list(with_ranks(number))
+    (picture, *_) = (block for block in grid.build_grid(runs) if isinstance(block, page.Picture))
+    lines = [bar.lines[0] for bar in picture.figure.axes[0].containers]
+    assert len(lines) == number
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == min(number, 64)
+    told = "There are 64 looks for 65 series, so that some look alike."
+    assert (told in picture.caption) == (number > 64) == ("look alike" in picture.caption)
+    looks = curves.looks_of(list(series.series_of(runs, "PROMPT_LENGTH"))).values()
+    assert number > 32 or len({(one.marker, one.line) for one in looks}) == number
+
+
 def test_a_run_that_several_cells_share_is_counted_once(tmp_path):
     """Prompt tuning knows no rank; along the ranks it has one score."""
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records()))

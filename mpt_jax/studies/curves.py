@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from mpt_jax.studies import results
 from mpt_jax.studies.figures import draw_legend, draw_line, grid_of_axes, line_handle
-from mpt_jax.studies.looks import LOOKS, OTHER_LOOKS, REFERENCE_LINES, STYLE, Look, look
+from mpt_jax.studies.looks import MANY_LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.published import Published, is_number
 from mpt_jax.studies.results import Spread
 from mpt_jax.studies.series import (
@@ -46,7 +46,7 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
     values, series = (axes or axes_of(targets))[x], series_of(targets, x, axes)
     places, labels, log = _places(values)
     ordered = all(map(is_number, values)) or _sizes(targets, x, values)  # a line says that there is something in between
-    looks = _looks(list(series)) if ordered else _without_lines(_looks(list(series)))
+    looks = looks_of(list(series)) if ordered else _without_lines(looks_of(list(series)))
     with rc_context(STYLE):
         figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
         handles: dict[str, Line2D] = {}
@@ -87,7 +87,7 @@ def parameter_frontier(
         return None
     tasks, settings = results.values_of(targets, "task"), results.settings_of(targets)
     values, series = (axes or axes_of(targets))[x], series_of(targets, x, axes)
-    looks = _without_lines(_looks(list(series)))
+    looks = _without_lines(looks_of(list(series)))
     extent = math.log(max(sizes) / min(sizes)) or 1.0 if sizes else 1.0
     with rc_context(STYLE):
         figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
@@ -108,6 +108,18 @@ def parameter_frontier(
             panels[index].set_ylabel(f"score, {mean_label(tasks)}")
         draw_legend(figure, list(handles.values()))
     return figure
+
+
+def looks_of(every: Sequence[Series]) -> dict[Series, Look]:
+    """The look of each series: a method's own for its first one, for the others what is no method's, then what is none's here.
+
+    More than `MANY_LOOKS` start again.
+    """
+    first = {one.method: one for one in reversed(every)}
+    taken = {(look(method).color, look(method).marker) for method in first}
+    free = itertools.cycle([style for style in MANY_LOOKS if (style.color, style.marker) not in taken])
+    looks = {one: look(one.method) if first[one.method] == one else next(free) for one in every}
+    return {one: dataclasses.replace(style, label=one.label) for one, style in looks.items()}
 
 
 def name_of(axis: str) -> str:
@@ -192,15 +204,6 @@ def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool
     turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if wide else {}
     axis.set_xticks(list(places), list(labels), **turned)
     axis.minorticks_off()
-
-
-def _looks(every: Sequence[Series]) -> dict[Series, Look]:
-    """The look of each series: a method's own for its first one, for the others what is no method's, then what is none's here."""
-    first = {one.method: one for one in reversed(every)}
-    taken = [look(method) for method in first]
-    free = itertools.cycle([style for style in (*OTHER_LOOKS, *LOOKS.values()) if style not in taken])
-    looks = {one: look(one.method) if first[one.method] == one else next(free) for one in every}
-    return {one: dataclasses.replace(style, label=one.label) for one, style in looks.items()}
 
 
 def _without_lines(looks: Mapping[Series, Look]) -> dict[Series, Look]:

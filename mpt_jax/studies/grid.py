@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
+from mpt_jax.studies.looks import MANY_LOOKS
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
 from mpt_jax.studies.published import Drawing, Published
 from mpt_jax.studies.results import Record, Spread
@@ -55,7 +56,8 @@ def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
 
 def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Published]) -> Iterator[Picture]:
     mean = mean_label(results.values_of(targets, "task"))
-    measured = f"error bars of one standard deviation over seeds (none where n = 1).{_no_chance(targets)}"
+    notes = f"{_no_chance(targets)}{_alike(len(series_of(targets, x, axes)))}"
+    measured = f"error bars of one standard deviation over seeds (none where n = 1).{notes}"
     curves = [curve for curve in published if curve.against == "x"]
     text = f"Score against {short(x)}: {mean}, {measured}{_sources(curves)}{_without_place(curves, axes[x], x)}"
     yield Picture("score_by_axis", score_by_axis(targets, x, curves, axes), text)
@@ -200,6 +202,11 @@ def _no_chance(targets: Records) -> str:
     known = all(any(run.get("chance") is not None for run in results.select(targets, task=task)) for task in tasks)
     differs = known and results.reference(targets, "chance", tasks) is None
     return f" No line for chance, {DIFFERS}." if differs else ""
+
+
+def _alike(series: int) -> str:
+    """Says where more series are drawn than can be told apart."""
+    return f" There are {len(MANY_LOOKS)} looks for {series} series, so that some look alike." if series > len(MANY_LOOKS) else ""
 
 
 def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -> str:
