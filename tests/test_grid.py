@@ -5,6 +5,7 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib import colors
 
 from mpt_jax.errors import UserError
 from mpt_jax.studies import curves, grid, page, results, series, tables
@@ -244,7 +245,8 @@ def with_ranks(number):
     """One method with so many curves."""
     for r in records(("prompt_tuning",), lengths=(1, 20), seeds=(0,)):
         for rank in range(number) if r["cell"]["PromptConfig.rank"] == RANKS[0] else ():
-            yield r | {"cell": r["cell"] | {"PromptConfig.rank": rank}, "folder": f"runs/{rank}", "score": r["score"] + rank}
+            own = {"run_id": f"{r['run_id']}/{rank}", "folder": f"runs/{rank}", "score": r["score"] + rank}
+            yield r | own | {"cell": r["cell"] | {"PromptConfig.rank": rank}}
 
 
 @pytest.mark.parametrize("number", [3, 12, 65])
@@ -257,6 +259,8 @@ def test_curves_look_alike_only_where_the_caption_says_so(number):
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == min(number, 64)
     told = "There are 64 looks for 65 series, so that some look alike."
     assert (told in picture.caption) == (number > 64) == ("look alike" in picture.caption)
+    moved = np.log([float(line.get_xdata()[0]) for line in lines]) / np.log(20)
+    assert max(abs(moved)) <= 0.05  # of the axis' width: a mark stands at its value, and beside the others as far as that allows
     looks = curves.looks_of(list(series.series_of(runs, "PROMPT_LENGTH"))).values()
     assert number > 32 or len({(one.marker, one.line) for one in looks}) == number
 
@@ -328,7 +332,7 @@ def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp
     write_results(tmp_path, records(), x="PROMPT_LENGTH", published=curve)
     html = write_report(tmp_path).read_text()
     assert html.count("prompt.length = 20") == 2 * 2 * 2 * 3
-    assert "Dashed: Theirs (A paper, Table 1)." in html
+    assert "Published, in grey and dashed with hollow marks: Theirs (A paper, Table 1)." in html
     assert 'src="http' not in html and 'href="http' not in html
     assert (tmp_path / "figures" / "score_by_axis.png").stat().st_size > 1000
     text = (tmp_path / "report.md").read_text()
@@ -426,7 +430,27 @@ def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
         assert list(line.get_xdata()) == [20] and line.get_marker() not in ("None", "", None)
     blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=tuple(published)))
     texts = [block.caption for block in blocks if isinstance(block, page.Picture)]
-    assert all("Dashed: One (A paper)." in text for text in texts) and len(texts) == 2
+    assert all("with hollow marks: One (A paper)." in text for text in texts) and len(texts) == 2
+
+
+def test_published_curves_are_as_the_caption_says():
+    """All of them grey, dashed and hollow, and none like another; one may have the name of a series."""
+    names = [f"Theirs {n}" for n in range(12)] + ["Prompt tuning"]
+    theirs = tuple(Published(name, f"Paper {n}", (1, 20), (44.0 + n, 45.0 + n)) for n, name in enumerate(names))
+    blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=theirs))
+    (picture, *_) = (block for block in blocks if isinstance(block, page.Picture))
+    each = "; ".join(f"{name} (Paper {n})" for n, name in enumerate(names))
+    assert f" Published, in grey and dashed with hollow marks: {each}." in picture.caption
+    (axis,) = picture.figure.axes
+    lines = [line for line in axis.lines if list(line.get_xdata()) == [1, 20]]
+    assert {line.get_linestyle() for line in lines} == {"--"} and {line.get_markerfacecolor() for line in lines} == {"none"}
+    shades = [colors.to_rgb(line.get_color()) for line in lines]
+    assert all(max(shade) == min(shade) > colors.to_rgb(look("model_tuning").color)[0] for shade in shades)
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == len(names)
+    legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert (
+        sorted(legend) == sorted([*means_of(records(), "PROMPT_LENGTH"), *names, "chance"]) and legend.count("Prompt tuning") == 2
+    )
 
 
 def test_a_long_legend_leaves_the_picture_its_height():

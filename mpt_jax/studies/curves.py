@@ -33,8 +33,10 @@ from mpt_jax.studies.wording import mean_label, seeds_note, setting_label, short
 
 AXIS_NAMES = {"PROMPT_LENGTH": "prompt length, tokens", "INITIAL_CHECKPOINT_PATH": "backbone", "gin_file": "gin file"}
 TICK_LETTERS = 45  # that stand side by side below a panel
-PUBLISHED_COLOR = "#7a7a7a"
-PUBLISHED_MARKERS = "os^DvPX*"  # hollow; a curve may be a single point
+# Of published curves, with hollow marks, for a curve may be a single point. No series is of these greys.
+PUBLISHED_LOOKS = tuple((color, marker) for color in ("#6e6e6e", "#a0a0a0") for marker in "os^DvPX*")
+PUBLISHED_LINE: Any = (0, (4, 3))
+Handles = dict[Series | int | str, Line2D]  # of a series, of a published curve by its number, and of chance
 
 
 def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (), axes: Values | None = None) -> Figure:
@@ -49,20 +51,19 @@ def score_by_axis(targets: Records, x: str, published: Sequence[Published] = (),
     looks = looks_of(list(series)) if ordered else _without_lines(looks_of(list(series)))
     with rc_context(STYLE):
         figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
-        handles: dict[str, Line2D] = {}
+        handles: Handles = {one: line_handle(looks[one]) for one in series}
         for panel, k in zip(panels, settings, strict=False):
             everything = []
             for index, (one, runs) in enumerate(series.items()):
                 spreads = [mean_of(results_at(runs, x, value), k, tasks) for value in values]
                 everything += spreads
-                apart = 0.012 if ordered else min(0.12, 0.6 / len(series)) / max(1, len(values) - 1)
+                apart = min(0.012, 0.1 / len(series)) if ordered else min(0.12, 0.6 / len(series)) / max(1, len(values) - 1)
                 aside = apart * (index - (len(series) - 1) / 2)  # of the axis' width, so that error bars do not hide one another
                 draw_line(panel, _aside(places, aside, log), spreads, looks[one])
-                handles[one.label] = line_handle(looks[one])
             for number, curve in enumerate(published):
                 both = [(place_of(at, values), y) for at, y in zip(curve.x, curve.y, strict=True)]
                 if placed := [(where, y) for where, y in both if where is not None]:
-                    handles[curve.label] = _draw_published(panel, placed, curve, number)
+                    handles[number] = _draw_published(panel, placed, curve, number)
             handles |= _draw_chance(panel, targets, tasks)
             panel.set_title(f"{setting_label(k)} ({seeds_note(everything)})")
             _scale(panel, places, labels, log)
@@ -91,7 +92,7 @@ def parameter_frontier(
     extent = math.log(max(sizes) / min(sizes)) or 1.0 if sizes else 1.0
     with rc_context(STYLE):
         figure, panels, columns = grid_of_axes(len(settings), (4.2, 3.1), 0.7, sharey=True)
-        handles: dict[str, Line2D] = {one.label: line_handle(looks[one]) for one in series}
+        handles: Handles = {one: line_handle(looks[one]) for one in series}
         for panel, k in zip(panels, settings, strict=False):
             marks = [(one, size, mean) for one, runs in series.items() for size, mean in _bought(runs, x, k, values, tasks)]
             places = _beside([size for _, size, _ in marks], extent)
@@ -99,7 +100,7 @@ def parameter_frontier(
                 ours = [(place, mean) for (owner, _, mean), place in zip(marks, places, strict=True) if owner == one]
                 draw_line(panel, [place for place, _ in ours], [mean for _, mean in ours], looks[one])
             for number, curve in enumerate(published):
-                handles[curve.label] = _draw_published(panel, list(zip(curve.x, curve.y, strict=True)), curve, number)
+                handles[number] = _draw_published(panel, list(zip(curve.x, curve.y, strict=True)), curve, number)
             handles |= _draw_chance(panel, targets, tasks)
             panel.set_xscale("log")
             panel.set_title(f"{setting_label(k)} ({seeds_note([mean for _, _, mean in marks])})")
@@ -172,13 +173,13 @@ def _beside(sizes: Sequence[float], extent: float) -> list[float]:
 
 def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Published, number: int) -> Line2D:
     """Draws the `number`-th published curve through the points that have a place; returns its line in the legend."""
-    looks: dict[str, Any] = {"ls": ("--", ":", "-.")[number % 3], "lw": 1.2, "color": PUBLISHED_COLOR}
-    looks |= {"marker": PUBLISHED_MARKERS[number % len(PUBLISHED_MARKERS)], "ms": 4.5, "mfc": "none"}
-    axis.plot(*zip(*points, strict=True), zorder=1, **looks)
+    color, marker = PUBLISHED_LOOKS[number % len(PUBLISHED_LOOKS)]
+    looks: dict[str, Any] = {"color": color, "marker": marker, "ls": PUBLISHED_LINE, "lw": 1.2, "ms": 5, "mfc": "none"}
+    axis.plot(*zip(*points, strict=True), zorder=2.5, **looks)  # thin and hollow, so it hides nothing of ours
     return Line2D([], [], label=curve.label, **looks)
 
 
-def _draw_chance(panel: Axes, targets: Records, tasks: Sequence[str]) -> dict[str, Line2D]:
+def _draw_chance(panel: Axes, targets: Records, tasks: Sequence[str]) -> Handles:
     """Draws the line for chance where all cells have the same; returns what the legend shows of it."""
     level = results.reference(targets, "chance", tasks)
     if level is None:

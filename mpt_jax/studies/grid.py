@@ -217,4 +217,5 @@ def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -
 
 
 def _sources(curves: Sequence[Published]) -> str:
-    return "".join(f" Dashed: {curve.label} ({curve.source})." for curve in curves)
+    each = "; ".join(f"{curve.label} ({curve.source})" for curve in curves)
+    return f" Published, in grey and dashed with hollow marks: {each}." if each else ""
