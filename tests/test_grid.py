@@ -135,6 +135,34 @@ def test_a_rate_on_an_axis_is_read_as_a_number():
     assert {row[2].text for row in grid.grid_table(runs, "StageConfig.rules").rows} == {"0.3", "1.0"}
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([[["shared", 0.1], ["task_.*", 0.03]], [[".*", 0.3]]], ["shared 0.1 + task_.* 0.03", "0.3"]),
+        (["@mpt/StageConfig()", "@few/mpt/StageConfig()"], ["mpt", "few/mpt"]),
+        ([{"mpt": "@a/StageConfig()", "spot": "@b/StageConfig()"}, {"mpt": "@c/StageConfig()"}], ["mpt a + spot b", "mpt c"]),
+        ([["t_a", "t_b"], ["t_a"], []], ["t_a + t_b", "t_a", "none"]),
+        (["@StageConfig()", "vocab"], ["StageConfig", "vocab"]),
+    ],
+    ids=["rules", "stages", "stages by method", "tasks", "words"],
+)
+def test_a_value_reads_the_same_everywhere(values, labels):
+    """In sentences, tables, ticks and legends, along x and beside it; and as a person would write it."""
+    axis = "tuning/StageConfig.rules"
+    runs = [r | {"cell": r["cell"] | {axis: value}, "folder": f"{value}"} for r in records(("mpt",)) for value in values]
+    beside = [one.label for one in series.series_of(runs, "PROMPT_LENGTH")]
+    assert beside[: len(labels)] == [f"MPT, rank 1, rules {label}" for label in labels]
+    (picture, *_) = (block for block in grid.build_grid(runs, Drawing(axis)) if isinstance(block, page.Picture))
+    assert [tick.get_text().replace("\n", " ") for tick in picture.figure.axes[0].get_xticklabels()] == labels
+    about, *_ = (block.lines[0] for block in grid.build_grid(runs) if isinstance(block, page.Text))
+    texts = [about, *grid.grid_findings(runs, axis)]
+    assert all(label in text for label in labels for text in texts)
+    assert dict.fromkeys(row[2].text for row in grid.grid_table(runs, axis).rows) == dict.fromkeys(labels)
+    assert dict.fromkeys(row[2].text for row in tables.run_table(runs).rows) == dict.fromkeys(labels)
+    written = json.dumps(beside) + json.dumps(texts)
+    assert not any(mark in written for mark in ("((", "[[", "StageConfig()", "{"))
+
+
 def looks_of_legend(figure):
     """label → (colour, marker), of what a figure's legend shows."""
     (legend,) = figure.legends

@@ -16,7 +16,7 @@ from mpt_jax.studies import results
 from mpt_jax.studies.figures import draw_legend, draw_line, grid_of_axes, line_handle
 from mpt_jax.studies.looks import MANY_LOOKS, REFERENCE_LINES, STYLE, Look, look
 from mpt_jax.studies.published import Published, is_number
-from mpt_jax.studies.results import Spread
+from mpt_jax.studies.results import SEVERAL, Spread
 from mpt_jax.studies.series import (
     Records,
     Series,
@@ -201,9 +201,10 @@ def _bought(runs: Records, x: str, k: int, values: Sequence[Any], tasks: Sequenc
 def _scale(axis: Axes, places: Sequence[float], labels: Sequence[str], log: bool) -> None:
     if log:
         axis.set_xscale("log")
-    wide = sum(map(len, labels)) > TICK_LETTERS
+    broken = [label.replace(SEVERAL, f"\n{SEVERAL.lstrip()}") for label in labels]
+    wide = sum(max(map(len, label.split("\n"))) for label in broken) > TICK_LETTERS
     turned: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if wide else {}
-    axis.set_xticks(list(places), list(labels), **turned)
+    axis.set_xticks(list(places), broken, **turned)
     axis.minorticks_off()
 
 

@@ -23,7 +23,7 @@ STAGES = ("teachers", "source", "few_shot", "full")  # of the pipeline, in order
 ZERO_SHOT = "zero_shot"  # the stage of a score on another task than the run was trained on
 METHODS = ("mpt", "prompt_tuning", "spot", "model_tuning")  # in the order of tables and pictures
 FIELDS = {"run_id": str, "stage": str, "method": str, "task": str, "k": int, "seed": int, "score": float}
-SEVERAL = " + "  # between the sources that a run of SPoT started from together
+SEVERAL = " + "  # between the sources that a run of SPoT started from together, and the parts of an axis' value
 Record = Mapping[str, Any]
 log = logging.getLogger(__name__)
 

@@ -111,6 +111,7 @@ def numbers_trained(runs: Records) -> int | None:
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(map(_hashable, value))
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+    """The same for what `value_label` calls the same way."""
+    if isinstance(value, dict):
+        value = sorted(value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
