@@ -58,6 +58,33 @@ def write_results(folder, runs, **sweep):
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def looks_of_legend(figure):
+    """label → (colour, marker), of what a figure's legend shows."""
+    (legend,) = figure.legends
+    handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): (handle.get_color(), handle.get_marker()) for text, handle in handles}
+
+
+def looks_of_means(axis):
+    """(colour, marker) of what a panel shows with error bars → the heights, in the order of the places."""
+    lines = [bar.lines[0] for bar in axis.containers]
+    return {(line.get_color(), line.get_marker()): [float(y) for y in line.get_ydata()] for line in lines}
+
+
+def at_k(k, runs):
+    """The runs from k examples, which score less."""
+    return [r | {"stage": "few_shot", "k": k, "run_id": f"{r['run_id']}/{k}", "score": r["score"] - 100 / k} for r in runs]
+
+
+def means_of(runs, x):
+    """label → the means along x, of one k."""
+    axes = series.axes_of(runs)
+    return {
+        one.label: [statistics.fmean(r["score"] for r in mine if r["cell"][x] == value) for value in axes[x]]
+        for one, mine in series.series_of(runs, x).items()
+    }
+
+
 def test_an_axis_without_effect_on_a_method_makes_no_curve_of_its_own():
     found = series.series_of(records(), "PROMPT_LENGTH")
     assert [one.label for one in found] == ["MPT, rank 1", "MPT, rank 4", "Prompt tuning"]
@@ -89,7 +116,10 @@ def test_a_point_without_all_targets_has_no_mean_and_the_rest_has():
     table = grid.grid_table(part, "PROMPT_LENGTH")
     texts = {(row[1].text, row[2].value): row[3].text for row in table.rows}
     assert texts["MPT, rank 4", 20] == "–" and "–" not in texts["MPT, rank 1", 20]
-    assert curves.score_by_axis(part, "PROMPT_LENGTH") is not None
+    figure = curves.score_by_axis(part, "PROMPT_LENGTH")
+    drawn, looks = looks_of_means(figure.axes[0]), looks_of_legend(figure)
+    for label, means in means_of(records(), "PROMPT_LENGTH").items():
+        np.testing.assert_allclose(drawn[looks[label]], [means[0], means[2]] if label == "MPT, rank 4" else means)
 
 
 def test_the_curves_are_the_means_on_a_log_axis_where_it_spans_more_than_tenfold():
@@ -163,32 +193,6 @@ def test_a_value_reads_the_same_everywhere(values, labels):
     assert not any(mark in written for mark in ("((", "[[", "StageConfig()", "{"))
 
 
-def looks_of_legend(figure):
-    """label → (colour, marker), of what a figure's legend shows."""
-    (legend,) = figure.legends
-    handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
-    return {text.get_text(): (handle.get_color(), handle.get_marker()) for text, handle in handles}
-
-
-def looks_of_means(axis):
-    """(colour, marker) of what a panel shows with error bars → the heights, in the order of the places."""
-    lines = [bar.lines[0] for bar in axis.containers]
-    return {(line.get_color(), line.get_marker()): [float(y) for y in line.get_ydata()] for line in lines}
-
-
-def at_k(k, runs):
-    return [r | {"stage": "few_shot" if k else "full", "k": k, "run_id": f"{r['run_id']}/{k}"} for r in runs]
-
-
-def means_of(runs, x):
-    """label → the means along x, of one k."""
-    axes = series.axes_of(runs)
-    return {
-        one.label: [statistics.fmean(r["score"] for r in mine if r["cell"][x] == value) for value in axes[x]]
-        for one, mine in series.series_of(runs, x).items()
-    }
-
-
 BY_RANK = [r | {"folder": r["run_id"]} for r in records()]  # prompt tuning knows ranks, too
 
 
@@ -203,13 +207,13 @@ BY_RANK = [r | {"folder": r["run_id"]} for r in records()]  # prompt tuning know
 def test_a_legend_is_true_of_all_panels(few, full, alone):
     """Where the panels do not have the same curves: with k = 16 there are all, with all examples there are a few."""
     figure = curves.score_by_axis([*at_k(16, few), *full], "PROMPT_LENGTH")
-    looks, expected = looks_of_legend(figure), means_of(few, "PROMPT_LENGTH")
-    assert set(looks) == {*expected, "chance"} and alone < set(expected)
-    for axis, labels in zip(figure.axes, (set(expected), alone), strict=False):
+    looks, at_16, at_all = looks_of_legend(figure), means_of(at_k(16, few), "PROMPT_LENGTH"), means_of(few, "PROMPT_LENGTH")
+    assert set(looks) == {*at_16, "chance"} and alone < set(at_16)
+    for axis, expected in zip(figure.axes, (at_16, {label: at_all[label] for label in alone}), strict=False):
         drawn = looks_of_means(axis)
-        assert set(drawn) == {looks[label] for label in labels}
-        for label in labels:
-            np.testing.assert_allclose(drawn[looks[label]], expected[label])
+        assert set(drawn) == {looks[label] for label in expected}
+        for label, means in expected.items():
+            np.testing.assert_allclose(drawn[looks[label]], means)
 
 
 def test_a_method_looks_the_same_in_every_panel():
