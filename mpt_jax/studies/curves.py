@@ -166,9 +166,13 @@ def _aside(places: Sequence[float], share: float, log: bool) -> list[float]:
 
 
 def _beside(sizes: Sequence[float], extent: float) -> list[float]:
-    """Places of sizes on a log scale of an extent: equal ones side by side, so that no mark hides another."""
-    ranks = [sizes[:n].count(size) - (sizes.count(size) - 1) / 2 for n, size in enumerate(sizes)]
-    return [size * math.exp(0.02 * extent * rank) for size, rank in zip(sizes, ranks, strict=True)]
+    """Places of sizes on a log scale of an extent: equal ones side by side so that none is hidden, but near their size."""
+    places = []
+    for n, size in enumerate(sizes):
+        alike = sizes.count(size)
+        rank = sizes[:n].count(size) - (alike - 1) / 2
+        places.append(size * math.exp(min(0.02, 0.08 / alike) * extent * rank))
+    return places
 
 
 def _draw_published(axis: Axes, points: Sequence[tuple[float, float]], curve: Published, number: int) -> Line2D:

@@ -64,7 +64,7 @@ def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Publis
     bought = [curve for curve in published if curve.against == "parameters"]
     frontier = parameter_frontier(targets, x, bought, axes)
     if frontier is not None:
-        marks = f"a mark for each series and value of {short(x)}, side by side where these train as many"
+        marks = f"a mark for each series and value of {short(x)} (side by side where these train as many)"
         text = f"Score against the numbers that a run trains, on a log scale: {mean}, {marks}, {measured}{_sources(bought)}"
         yield Picture("parameters", frontier, text)
 
