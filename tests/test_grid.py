@@ -5,9 +5,10 @@ import statistics
 
 import numpy as np
 import pytest
+from matplotlib import colors
 
 from mpt_jax.errors import UserError
-from mpt_jax.studies import curves, grid, page, results, series
+from mpt_jax.studies import curves, grid, page, results, series, tables
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.published import Drawing, Published, drawing_of, read_published
 from mpt_jax.studies.report import write_report
@@ -57,6 +58,33 @@ def write_results(folder, runs, **sweep):
     (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def looks_of_legend(figure):
+    """label → (colour, marker), of what a figure's legend shows."""
+    (legend,) = figure.legends
+    handles = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): (handle.get_color(), handle.get_marker()) for text, handle in handles}
+
+
+def looks_of_means(axis):
+    """(colour, marker) of what a panel shows with error bars → the heights, in the order of the places."""
+    lines = [bar.lines[0] for bar in axis.containers]
+    return {(line.get_color(), line.get_marker()): [float(y) for y in line.get_ydata()] for line in lines}
+
+
+def at_k(k, runs):
+    """The runs from k examples, which score less."""
+    return [r | {"stage": "few_shot", "k": k, "run_id": f"{r['run_id']}/{k}", "score": r["score"] - 100 / k} for r in runs]
+
+
+def means_of(runs, x):
+    """label → the means along x, of one k."""
+    axes = series.axes_of(runs)
+    return {
+        one.label: [statistics.fmean(r["score"] for r in mine if r["cell"][x] == value) for value in axes[x]]
+        for one, mine in series.series_of(runs, x).items()
+    }
+
+
 def test_an_axis_without_effect_on_a_method_makes_no_curve_of_its_own():
     found = series.series_of(records(), "PROMPT_LENGTH")
     assert [one.label for one in found] == ["MPT, rank 1", "MPT, rank 4", "Prompt tuning"]
@@ -88,7 +116,10 @@ def test_a_point_without_all_targets_has_no_mean_and_the_rest_has():
     table = grid.grid_table(part, "PROMPT_LENGTH")
     texts = {(row[1].text, row[2].value): row[3].text for row in table.rows}
     assert texts["MPT, rank 4", 20] == "–" and "–" not in texts["MPT, rank 1", 20]
-    assert curves.score_by_axis(part, "PROMPT_LENGTH") is not None
+    figure = curves.score_by_axis(part, "PROMPT_LENGTH")
+    drawn, looks = looks_of_means(figure.axes[0]), looks_of_legend(figure)
+    for label, means in means_of(records(), "PROMPT_LENGTH").items():
+        np.testing.assert_allclose(drawn[looks[label]], [means[0], means[2]] if label == "MPT, rank 4" else means)
 
 
 def test_the_curves_are_the_means_on_a_log_axis_where_it_spans_more_than_tenfold():
@@ -134,9 +165,80 @@ def test_a_rate_on_an_axis_is_read_as_a_number():
     assert {row[2].text for row in grid.grid_table(runs, "StageConfig.rules").rows} == {"0.3", "1.0"}
 
 
-def test_a_method_looks_the_same_in_every_picture():
-    some = curves.score_by_axis(records(), "PROMPT_LENGTH").axes[0].containers
-    assert [bar.lines[0].get_color() for bar in some] == [look("mpt").color, "#D55E00", look("prompt_tuning").color]
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([[["shared", 0.1], ["task_.*", 0.03]], [[".*", 0.3]]], ["shared 0.1 + task_.* 0.03", "0.3"]),
+        (["@mpt/StageConfig()", "@few/mpt/StageConfig()"], ["mpt", "few/mpt"]),
+        ([{"mpt": "@a/StageConfig()", "spot": "@b/StageConfig()"}, {"mpt": "@c/StageConfig()"}], ["mpt a + spot b", "mpt c"]),
+        ([["t_a", "t_b"], ["t_a"], []], ["t_a + t_b", "t_a", "none"]),
+        (["@StageConfig()", "vocab"], ["StageConfig", "vocab"]),
+    ],
+    ids=["rules", "stages", "stages by method", "tasks", "words"],
+)
+def test_a_value_reads_the_same_everywhere(values, labels):
+    """In sentences, tables, ticks and legends, along x and beside it; and as a person would write it."""
+    axis = "tuning/StageConfig.rules"
+    runs = [r | {"cell": r["cell"] | {axis: value}, "folder": f"{value}"} for r in records(("mpt",)) for value in values]
+    beside = [one.label for one in series.series_of(runs, "PROMPT_LENGTH")]
+    assert beside[: len(labels)] == [f"MPT, rank 1, rules {label}" for label in labels]
+    (picture, *_) = (block for block in grid.build_grid(runs, Drawing(axis)) if isinstance(block, page.Picture))
+    assert [tick.get_text().replace("\n", " ") for tick in picture.figure.axes[0].get_xticklabels()] == labels
+    about, *_ = (block.lines[0] for block in grid.build_grid(runs) if isinstance(block, page.Text))
+    texts = [about, *grid.grid_findings(runs, axis)]
+    assert all(label in text for label in labels for text in texts)
+    assert dict.fromkeys(row[2].text for row in grid.grid_table(runs, axis).rows) == dict.fromkeys(labels)
+    assert dict.fromkeys(row[2].text for row in tables.run_table(runs).rows) == dict.fromkeys(labels)
+    written = json.dumps(beside) + json.dumps(texts)
+    assert not any(mark in written for mark in ("((", "[[", "StageConfig()", "{"))
+
+
+BY_RANK = [r | {"folder": r["run_id"]} for r in records()]  # prompt tuning knows ranks, too
+
+
+@pytest.mark.parametrize(
+    ("few", "full", "alone"),
+    [
+        (records(), [r for r in records(("mpt",)) if r["cell"]["PromptConfig.rank"] == 4], {"MPT, rank 4"}),
+        (BY_RANK, [r for r in BY_RANK if r["method"] == "prompt_tuning"], {"Prompt tuning, rank 1", "Prompt tuning, rank 4"}),
+    ],
+    ids=["one of a method's curves", "one of the methods"],
+)
+def test_a_legend_is_true_of_all_panels(few, full, alone):
+    """Where the panels do not have the same curves: with k = 16 there are all, with all examples there are a few."""
+    figure = curves.score_by_axis([*at_k(16, few), *full], "PROMPT_LENGTH")
+    looks, at_16, at_all = looks_of_legend(figure), means_of(at_k(16, few), "PROMPT_LENGTH"), means_of(few, "PROMPT_LENGTH")
+    assert set(looks) == {*at_16, "chance"} and alone < set(at_16)
+    for axis, expected in zip(figure.axes, (at_16, {label: at_all[label] for label in alone}), strict=False):
+        drawn = looks_of_means(axis)
+        assert set(drawn) == {looks[label] for label in expected}
+        for label, means in expected.items():
+            np.testing.assert_allclose(drawn[looks[label]], means)
+
+
+def test_a_method_looks_the_same_in_every_panel():
+    figure = curves.score_by_axis([*at_k(16, records(("prompt_tuning",))), *records()], "PROMPT_LENGTH")
+    expected = [(look("mpt").color, "o"), ("#D55E00", "v"), (look("prompt_tuning").color, "s")]
+    assert [list(looks_of_means(axis)) for axis in figure.axes] == [expected[2:], expected]
+
+
+def test_a_label_is_the_same_while_a_sweep_is_not_finished():
+    """One rank of MPT has no results yet, neither at any length nor at one; prompt tuning, which knows none, has both."""
+    axes = {"PROMPT_LENGTH": LENGTHS, "PromptConfig.rank": RANKS}
+    for left_out in (LENGTHS, LENGTHS[1:]):
+        part = [r for r in records() if not (r["method"] == "mpt" and r["cell"]["PROMPT_LENGTH"] in left_out)]
+        part += [r for r in records(("mpt",)) if r["cell"]["PROMPT_LENGTH"] in left_out and r["cell"]["PromptConfig.rank"] == 1]
+        labels = {one.label for one in series.series_of(part, "PROMPT_LENGTH", axes)}
+        assert {"MPT, rank 1", "Prompt tuning"} <= labels <= {"MPT, rank 1", "MPT, rank 4", "Prompt tuning"}
+    drawing = Drawing("PROMPT_LENGTH", axes)
+    part = [r for r in records() if r["method"] == "prompt_tuning" or r["cell"]["PromptConfig.rank"] == 1]
+    blocks = grid.build_grid(part, drawing)
+    (texts, *_) = (block.lines for block in blocks if isinstance(block, page.Text) and "by prompt length" in block.lines[0])
+    assert any(text.startswith("all examples, MPT, rank 1, by") for text in texts)
+    tables = [block for block in blocks if isinstance(block, page.Table)]
+    assert [{row[1].text for row in table.rows} for table in tables] == [{"MPT, rank 1", "Prompt tuning"}] * 2
+    (picture, *_) = (block for block in blocks if isinstance(block, page.Picture))
+    assert set(looks_of_legend(picture.figure)) == {"MPT, rank 1", "Prompt tuning", "chance"}
 
 
 def test_sentences_name_the_highest_and_what_is_no_worse():
@@ -144,6 +246,21 @@ def test_sentences_name_the_highest_and_what_is_no_worse():
     assert "highest at 100." in text and "± 1.0 at 20" in text
     flat = [r | {"score": 60.0 + r["seed"]} for r in records(("prompt_tuning",))]
     assert "within one standard deviation of 20 and 100" in next(iter(grid.grid_findings(flat, "PROMPT_LENGTH")))
+
+
+def test_no_highest_is_named_among_means_over_different_seeds():
+    """Of three seeds at 1 and 20, and of one of them, which has the same score in all three places, at 100."""
+    runs = [r | {"score": 50.0 + 10 * r["seed"]} for r in records(("prompt_tuning",))]
+    (same,) = grid.grid_findings(runs, "PROMPT_LENGTH")
+    assert "; highest at 1, within one standard deviation of 20 and 100." in same
+    part = [r for r in runs if r["cell"]["PROMPT_LENGTH"] < 100 or r["seed"] == 0]
+    (text,) = grid.grid_findings(part, "PROMPT_LENGTH")
+    assert (
+        "60.0 ± 10.0 at 1, 60.0 ± 10.0 at 20, 50.0 at 100; no highest is named, for the means are not over the same seeds."
+        in text
+    )
+    swapped = [r for r in runs if (r["seed"] == 0) == (r["cell"]["PROMPT_LENGTH"] == 1)]  # as many, but others
+    assert "highest at" not in next(iter(grid.grid_findings([r for r in swapped if r["seed"] < 2], "PROMPT_LENGTH")))
 
 
 @pytest.mark.parametrize("ranks", [(1,), (1, 4)])
@@ -154,6 +271,30 @@ def test_no_two_curves_look_alike(ranks):
     lines = [line for line in axis.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata()) > 2]
     looks = [(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines]
     assert len(set(looks)) == len(looks) == len(ranks) + 1
+
+
+def with_ranks(number):
+    """One method with so many curves."""
+    for r in records(("prompt_tuning",), lengths=(1, 20), seeds=(0,)):
+        for rank in range(number) if r["cell"]["PromptConfig.rank"] == RANKS[0] else ():
+            own = {"run_id": f"{r['run_id']}/{rank}", "folder": f"runs/{rank}", "score": r["score"] + rank}
+            yield r | own | {"cell": r["cell"] | {"PromptConfig.rank": rank}}
+
+
+@pytest.mark.parametrize("number", [3, 12, 65])
+def test_curves_look_alike_only_where_the_caption_says_so(number):
+    """Colour and marker tell them apart, for there are no lines between words; without colour, marker and line do."""
+    runs = list(with_ranks(number))
+    (picture, *_) = (block for block in grid.build_grid(runs) if isinstance(block, page.Picture))
+    lines = [bar.lines[0] for bar in picture.figure.axes[0].containers]
+    assert len(lines) == number
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == min(number, 64)
+    told = "There are 64 looks for 65 series, so that some look alike."
+    assert (told in picture.caption) == (number > 64) == ("look alike" in picture.caption)
+    moved = np.log([float(line.get_xdata()[0]) for line in lines]) / np.log(20)
+    assert max(abs(moved)) <= 0.05  # of the axis' width: a mark stands at its value, and beside the others as far as that allows
+    looks = curves.looks_of(list(series.series_of(runs, "PROMPT_LENGTH"))).values()
+    assert number > 32 or len({(one.marker, one.line) for one in looks}) == number
 
 
 def test_a_run_that_several_cells_share_is_counted_once(tmp_path):
@@ -180,16 +321,133 @@ def test_what_is_not_above_chance_is_marked_in_sentences_and_tables():
     assert not any("†" in text for text in grid.grid_findings([r | {"chance": None} for r in runs]))
 
 
+def of_two_splits(small=40.0, large=60.0):
+    """Prompt tuning on two test splits, along the axis or beside it, whose best constant answers differ."""
+    axis = "PipelineConfig.max_test_examples"
+    for r in records(("prompt_tuning",), lengths=(1, 20)):
+        yield r | {
+            "cell": {axis: r["cell"]["PROMPT_LENGTH"], "PromptConfig.rank": r["cell"]["PromptConfig.rank"]},
+            "score": 52.0 + r["seed"] / 10,
+            "chance": small if r["cell"]["PROMPT_LENGTH"] == 1 else large,
+            "num_examples": 2000,
+        }
+
+
+@pytest.mark.parametrize("x", ["PipelineConfig.max_test_examples", "PromptConfig.rank"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_score_is_held_against_the_chance_of_its_own_cell(x, turned):
+    """Whichever cell comes last in the file."""
+    runs = list(of_two_splits())[:: -1 if turned else 1]
+    for table in (grid.grid_table(runs, x), grid.by_task_table(runs, x)):
+        weak = {f"{row[1].text} {row[2].text}": any(cell.weak for cell in row) for row in table.rows}
+        assert len(weak) > 1 and all(marked == (" 20" in name) for name, marked in weak.items())
+    *sentences, note = grid.grid_findings(runs, x)
+    assert sum(text.count("†") for text in sentences) == 1
+    assert note.startswith("† is not above chance, which is not the same in all cells, by more than 2 standard errors")
+
+
+def test_a_line_of_chance_is_one_that_all_cells_have():
+    def lines(runs):
+        (picture, *_) = (block for block in grid.build_grid(runs) if isinstance(block, page.Picture))
+        return [line for line in picture.figure.axes[0].lines if len(set(line.get_ydata())) == 1 < len(line.get_ydata())], picture
+
+    drawn, picture = lines(list(of_two_splits(large=40.0)))
+    assert 40.0 in [line.get_ydata()[0] for line in drawn] and "chance" in looks_of_legend(picture.figure)
+    assert "chance" not in picture.caption
+    drawn, picture = lines(list(of_two_splits()))
+    assert not {40.0, 50.0, 60.0} & {line.get_ydata()[0] for line in drawn} and "chance" not in looks_of_legend(picture.figure)
+    assert "No line for chance, which is not the same in all cells." in picture.caption
+
+
 def test_the_page_has_every_run_with_its_configuration_and_a_published_curve(tmp_path):
     curve = [{"label": "Theirs", "source": "A paper, Table 1", "x": [1, 100], "y": [40, 60]}]
     write_results(tmp_path, records(), x="PROMPT_LENGTH", published=curve)
     html = write_report(tmp_path).read_text()
     assert html.count("prompt.length = 20") == 2 * 2 * 2 * 3
-    assert "Dashed: Theirs (A paper, Table 1)." in html
+    assert "Published, in grey and dashed with hollow marks: Theirs (A paper, Table 1)." in html
     assert 'src="http' not in html and 'href="http' not in html
     assert (tmp_path / "figures" / "score_by_axis.png").stat().st_size > 1000
     text = (tmp_path / "report.md").read_text()
     assert "A sweep over prompt length (1, 20, 100) and rank (1, 4): 6 cells, 72 results." in text
+
+
+def frontier_of(runs, **drawing):
+    (found,) = (
+        block
+        for block in grid.build_grid(runs, Drawing("PROMPT_LENGTH", **drawing))
+        if isinstance(block, page.Picture) and block.name == "parameters"
+    )
+    return found
+
+
+def test_what_parameters_buy_has_the_series_of_the_other_picture():
+    """Each mark at its numbers and its mean, and looks that tell the ranks apart."""
+    picture = frontier_of(records())
+    (axis,) = picture.figure.axes
+    looks, drawn = looks_of_legend(picture.figure), looks_of_means(axis)
+    assert looks == looks_of_legend(curves.score_by_axis(records(), "PROMPT_LENGTH")) and len(set(looks.values())) == 4
+    for label, means in means_of(records(), "PROMPT_LENGTH").items():
+        np.testing.assert_allclose(sorted(drawn[looks[label]]), means)
+    sizes = sorted(float(x) for bar in axis.containers for x in bar.lines[0].get_xdata())
+    np.testing.assert_allclose(sizes, sorted({r["params_trained"] for r in records()}))
+    assert not any(bar.lines[0].get_linestyle() != "None" for bar in axis.containers)
+
+
+def test_what_parameters_buy_says_how_it_was_measured():
+    picture = frontier_of(records())
+    (axis,) = picture.figure.axes
+    assert axis.get_title(loc="left") == "all examples (n = 3 seeds)"
+    assert (
+        "mean of 2 targets" in picture.caption
+        and "error bars of one standard deviation over seeds (none where n = 1)" in picture.caption
+    )
+    assert [line.get_ydata()[0] for line in axis.lines if len(set(line.get_xdata())) == 2] == [40.0]  # chance
+    assert "No line for chance" in frontier_of([r | {"chance": float(r["cell"]["PROMPT_LENGTH"])} for r in records()]).caption
+
+
+def test_runs_that_the_axis_does_not_change_are_one_mark():
+    """Model tuning has no prompt, so that it has no length."""
+    tuned = [
+        r | {"method": "model_tuning", "folder": "runs/tuned", "params_trained": 5000, "score": 70.0 + r["seed"]}
+        for r in records(("prompt_tuning",))
+    ]
+    (axis,) = frontier_of([*records(), *tuned]).figure.axes
+    marks = [float(x) for bar in axis.containers for x in bar.lines[0].get_xdata()]
+    assert sum(abs(x - 5000) < 500 for x in marks) == 1
+
+
+def test_marks_of_one_size_stand_side_by_side():
+    changed = [r | {"params_trained": 100 if r["method"] == "mpt" else 5000} for r in records()]  # six and three marks
+    (axis,) = frontier_of(changed).figure.axes
+    marks = sorted(float(x) for bar in axis.containers for x in bar.lines[0].get_xdata())
+    assert len(set(marks)) == len(marks) == 3 * len(LENGTHS)
+    near = [abs(np.log(x / (100 if x < 1000 else 5000))) for x in marks]
+    assert max(near) < 0.05 * np.log(50)
+
+
+@pytest.mark.parametrize("runs", [records(("prompt_tuning",)), [r | {"params_trained": 64} for r in records()]])
+def test_published_numbers_of_parameters_are_drawn_beside_one_method_or_size(runs):
+    """Else they would vanish, without a word."""
+    theirs = Published("Theirs", "A paper", (5000,), (61.0,), "parameters")
+    assert curves.parameter_frontier(runs, "PROMPT_LENGTH") is None
+    picture = frontier_of(runs, published=(theirs,))
+    assert "Theirs (A paper)" in picture.caption and "Theirs" in looks_of_legend(picture.figure)
+    assert [5000] in [list(line.get_xdata()) for line in picture.figure.axes[0].lines]
+
+
+def test_every_run_of_a_sweep_is_listed_with_the_values_of_its_cell():
+    """Axes first; numbers are sorted as numbers, and a study, which has no axes, has none here."""
+    runs = [r | {"cell": r["cell"] | {"PromptConfig.init": "vocab"}} for r in records()]
+    table = tables.run_table(runs)
+    assert table.columns[:4] == ("prompt length", "rank", "init", "stage")
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    cells = [row[:3] for row in table.rows]
+    assert [tuple(cell.value for cell in row) for row in cells] == [(*list(r["cell"].values())[:2], None) for r in runs]
+    assert {row[2].text for row in cells} == {"vocab"} and {row[0].text for row in cells} == {"1", "20", "100"}
+    (plain,) = tables.run_table([{name: value for name, value in runs[0].items() if name != "cell"}]).rows
+    assert len(plain) == len(table.columns) - 3
+    (shifted, *_) = tables.zero_shot_table([r | {"stage": "zero_shot", "trained_on": "t_c"} for r in runs]).rows
+    assert [cell.value for cell in shifted[:3]] == [1.0, 1.0, None]
 
 
 def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
@@ -197,14 +455,34 @@ def test_a_published_number_that_stands_alone_is_seen_and_its_source_named():
     published = [Published("One", "A paper", (20,), (44.0,), against) for against in ("x", "parameters")]
     figures = (
         curves.score_by_axis(records(), "PROMPT_LENGTH", published[:1]),
-        curves.parameter_frontier(records(), published[1:]),
+        curves.parameter_frontier(records(), "PROMPT_LENGTH", published[1:]),
     )
     for figure in figures:
         (line,) = (line for line in figure.axes[0].lines if list(line.get_ydata()) == [44.0])
         assert list(line.get_xdata()) == [20] and line.get_marker() not in ("None", "", None)
     blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=tuple(published)))
     texts = [block.caption for block in blocks if isinstance(block, page.Picture)]
-    assert all("Dashed: One (A paper)." in text for text in texts) and len(texts) == 2
+    assert all("with hollow marks: One (A paper)." in text for text in texts) and len(texts) == 2
+
+
+def test_published_curves_are_as_the_caption_says():
+    """All of them grey, dashed and hollow, and none like another; one may have the name of a series."""
+    names = [f"Theirs {n}" for n in range(12)] + ["Prompt tuning"]
+    theirs = tuple(Published(name, f"Paper {n}", (1, 20), (44.0 + n, 45.0 + n)) for n, name in enumerate(names))
+    blocks = grid.build_grid(records(), Drawing("PROMPT_LENGTH", published=theirs))
+    (picture, *_) = (block for block in blocks if isinstance(block, page.Picture))
+    each = "; ".join(f"{name} (Paper {n})" for n, name in enumerate(names))
+    assert f" Published, in grey and dashed with hollow marks: {each}." in picture.caption
+    (axis,) = picture.figure.axes
+    lines = [line for line in axis.lines if list(line.get_xdata()) == [1, 20]]
+    assert {line.get_linestyle() for line in lines} == {"--"} and {line.get_markerfacecolor() for line in lines} == {"none"}
+    shades = [colors.to_rgb(line.get_color()) for line in lines]
+    assert all(max(shade) == min(shade) > colors.to_rgb(look("model_tuning").color)[0] for shade in shades)
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(lines) == len(names)
+    legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert (
+        sorted(legend) == sorted([*means_of(records(), "PROMPT_LENGTH"), *names, "chance"]) and legend.count("Prompt tuning") == 2
+    )
 
 
 def test_a_long_legend_leaves_the_picture_its_height():
@@ -212,7 +490,7 @@ def test_a_long_legend_leaves_the_picture_its_height():
 
     def height(number: int) -> float:
         """Of the axes, in inches."""
-        figure = curves.parameter_frontier(records(), published[:number])
+        figure = curves.parameter_frontier(records(), "PROMPT_LENGTH", published[:number])
         figure.draw_without_rendering()
         return figure.axes[0].get_position().height * figure.get_figheight()
 
@@ -232,7 +510,7 @@ def test_published_curves_stand_at_their_ticks_also_while_sizes_have_no_results(
     """An axis of words has its places from the sweep's values; a value that it has not stands nowhere."""
     curve = Published("Theirs", "A paper", ("small", "base", "large"), (1.0, 2.0, 3.0))
     for done in (SIZES, SIZES[1:], SIZES[:1], SIZES[2:]):
-        (axis,) = curves.score_by_axis(by_size(done), "gin_file", [curve], SIZES).axes
+        (axis,) = curves.score_by_axis(by_size(done), "gin_file", [curve], {"gin_file": SIZES}).axes
         ticks = dict(zip((tick.get_text() for tick in axis.get_xticklabels()), axis.get_xticks(), strict=True))
         assert list(ticks) == ["small", "base", "large"]
         (theirs,) = (line for line in axis.lines if list(line.get_ydata()) == [1, 2, 3])

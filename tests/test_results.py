@@ -120,3 +120,11 @@ def test_reference_needs_every_task():
     assert results.reference(records, "chance", ["a"]) == 50.0
     assert results.reference(records, "chance", ["a", "b"]) is None
     assert results.reference(records, "ceiling", ["a"]) is None
+
+
+def test_a_reference_is_one_that_all_records_agree_on():
+    """As on two test splits, whose best constant answers differ."""
+    records = [record(chance=50.0), record(seed=1, chance=60.0), record(task="b", chance=40.0)]
+    for rows in (records, records[::-1]):
+        assert results.reference(rows, "chance", ["a"]) is results.reference(rows, "chance", ["a", "b"]) is None
+        assert results.reference(rows, "chance", ["b"]) == 40.0

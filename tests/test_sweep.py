@@ -307,7 +307,7 @@ def test_a_report_needs_no_other_file_than_its_results(folder, finished, tmp_pat
     shutil.copytree(finished, tmp_path / "moved")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["report", "--model_dir=moved"]) == 0
-    assert "Dashed: Theirs (A paper)." in (tmp_path / "moved" / "report.md").read_text()
+    assert "with hollow marks: Theirs (A paper)." in (tmp_path / "moved" / "report.md").read_text()
     run_sweep(SWEEP, cells_of(folder, "whole"))
 
 

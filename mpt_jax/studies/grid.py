@@ -6,16 +6,32 @@ share, because an axis does not matter to them, are one series.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from mpt_jax.studies import chance, results, tables
 from mpt_jax.studies.curves import parameter_frontier, place_of, score_by_axis
+from mpt_jax.studies.looks import MANY_LOOKS
 from mpt_jax.studies.page import Block, Cell, Heading, Picture, Table, Text
-from mpt_jax.studies.published import Drawing, Published, is_number
+from mpt_jax.studies.published import Drawing, Published
 from mpt_jax.studies.results import Record, Spread
-from mpt_jax.studies.series import Records, Series, axes_of, first_axis, in_order, matters, mean_of, results_at, series_of
+from mpt_jax.studies.series import (
+    Records,
+    Series,
+    Values,
+    axes_of,
+    by_seed,
+    first_axis,
+    in_order,
+    matters,
+    mean_of,
+    numbers_trained,
+    points_of,
+    series_of,
+)
 from mpt_jax.studies.wording import counted, listing, mean_label, seeds_note, setting_label, short, task_labels, value_label
+
+DIFFERS = "which is not the same in all cells"
 
 
 def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
@@ -28,46 +44,48 @@ def build_grid(records: Records, drawing: Drawing | None = None) -> list[Block]:
     if not targets:
         return [Text(("No target task has been scored yet.",))]
     tasks = results.values_of(targets, "task")
-    found = tuple(grid_findings(records, x))
+    found = tuple(grid_findings(records, x, planned))
     blocks: list[Block] = [Text((_about(records, planned, drawing),)), Heading("Scores")]
     blocks.append(Text(found or ("No cell has been scored on every target yet, so there is no mean.",)))
-    blocks += _pictures(targets, x, planned[x], drawing.published) if found else []
-    blocks += [Heading("Numbers"), grid_table(targets, x)]
+    blocks += _pictures(targets, x, planned, drawing.published) if found else []
+    blocks += [Heading("Numbers"), grid_table(targets, x, planned)]
     if len(tasks) > 1:
-        blocks.append(by_task_table(targets, x))
+        blocks.append(by_task_table(targets, x, planned))
     return blocks
 
 
-def _pictures(targets: Records, x: str, values: Sequence[Any], published: Sequence[Published]) -> Iterator[Picture]:
+def _pictures(targets: Records, x: str, axes: Values, published: Sequence[Published]) -> Iterator[Picture]:
+    mean = mean_label(results.values_of(targets, "task"))
+    notes = f"{_no_chance(targets)}{_alike(len(series_of(targets, x, axes)))}"
+    measured = f"error bars of one standard deviation over seeds (none where n = 1).{notes}"
     curves = [curve for curve in published if curve.against == "x"]
-    yield Picture(
-        "score_by_axis",
-        score_by_axis(targets, x, curves, values),
-        f"Score against {short(x)}: {mean_label(results.values_of(targets, 'task'))}, error bars of one standard deviation over "
-        f"seeds (none where n = 1).{_sources(curves)}{_without_place(curves, values, x)}",
-    )
+    text = f"Score against {short(x)}: {mean}, {measured}{_sources(curves)}{_without_place(curves, axes[x], x)}"
+    yield Picture("score_by_axis", score_by_axis(targets, x, curves, axes), text)
     bought = [curve for curve in published if curve.against == "parameters"]
-    frontier = parameter_frontier(targets, bought)
+    frontier = parameter_frontier(targets, x, bought, axes)
     if frontier is not None:
-        text = "Score against the numbers that a run trains, on a log scale; one mark for each series and value."
-        yield Picture("parameters", frontier, text + _sources(bought))
+        marks = f"a mark for each series and value of {short(x)} (side by side where these train as many)"
+        text = f"Score against the numbers that a run trains, on a log scale: {mean}, {marks}, {measured}{_sources(bought)}"
+        yield Picture("parameters", frontier, text)
 
 
-def grid_table(targets: Records, x: str) -> Table:
-    """A row for each k, series and value of x: mean over targets, spread, seeds, numbers trained, seconds."""
+def grid_table(targets: Records, x: str, axes: Values | None = None) -> Table:
+    """A row for each k, series and value of x: mean over targets, spread, seeds, numbers trained, seconds.
+
+    `axes`, here and below: as for `series_of`.
+    """
     tasks, rows = results.values_of(targets, "task"), []
-    for k, one, value, runs in _rows(targets, x):
+    for k, one, value, runs in _rows(targets, x, axes):
         mean = mean_of(runs, k, tasks)
-        known = [run["params_trained"] for run in runs if run.get("params_trained")]
         seconds = sum(run.get("seconds", 0.0) for run in runs)
         rows.append(
             (
                 tables.setting_cell(k),
                 Cell(one.label),
-                _value_cell(value),
-                tables.score_cell(mean, weak=_weak(targets, mean, tasks)),
+                tables.value_cell(value),
+                tables.score_cell(mean, weak=_weak(runs, mean, tasks)),
                 tables.number(mean.n if mean else None, "d"),
-                tables.number(known[0] if known else None, ",.0f"),
+                tables.number(numbers_trained(runs), ",.0f"),
                 tables.number(seconds, ",.0f"),
             )
         )
@@ -76,42 +94,38 @@ def grid_table(targets: Records, x: str) -> Table:
     return Table(caption + _dagger(rows), columns, tuple(rows))
 
 
-def by_task_table(targets: Records, x: str) -> Table:
+def by_task_table(targets: Records, x: str, axes: Values | None = None) -> Table:
     """The same for each target task."""
     tasks = results.values_of(targets, "task")
     rows = []
-    for k, one, value, runs in _rows(targets, x):
+    for k, one, value, runs in _rows(targets, x, axes):
         scores = [results.spread(run["score"] for run in results.select(runs, task=task)) for task in tasks]
-        cells = [tables.score_cell(score, weak=_weak(targets, score, [task])) for task, score in zip(tasks, scores, strict=True)]
-        rows.append((tables.setting_cell(k), Cell(one.label), _value_cell(value), *cells))
+        cells = [tables.score_cell(score, weak=_weak(runs, score, [task])) for task, score in zip(tasks, scores, strict=True)]
+        rows.append((tables.setting_cell(k), Cell(one.label), tables.value_cell(value), *cells))
     names = task_labels(tasks)
     return Table(
         "Scores on each target" + _dagger(rows), ("k", "series", short(x), *(names[task] for task in tasks)), tuple(rows)
     )
 
 
-def _weak(targets: Records, score: Spread | None, tasks: Sequence[str]) -> bool:
-    return chance.above(targets, score, tasks) is False
+def _weak(runs: Records, score: Spread | None, tasks: Sequence[str]) -> bool:
+    """Whether the score of these runs, and of no others, is not above chance: another cell may have another test split."""
+    return chance.above(runs, score, tasks) is False
 
 
 def _dagger(rows: Sequence[Sequence[Cell]]) -> str:
     return "; † is not above chance" if any(cell.weak for row in rows for cell in row) else ""
 
 
-def _rows(targets: Records, x: str) -> Iterator[tuple[int, Series, Any, list[Record]]]:
+def _rows(targets: Records, x: str, axes: Values | None) -> Iterator[tuple[int, Series, Any, list[Record]]]:
+    series, values = series_of(targets, x, axes), axes_of(targets)[x]
     for k in results.settings_of(targets):
-        here = results.select(targets, k=k)
-        for one, runs in series_of(here, x).items():
-            for value in axes_of(targets)[x]:
-                if there := results_at(runs, x, value):
-                    yield k, one, value, there
+        for one, runs in series.items():
+            for value, there in points_of(runs, x, k, values):
+                yield k, one, value, there
 
 
-def _value_cell(value: Any) -> Cell:
-    return Cell(value_label(value), float(value) if is_number(value) else None)
-
-
-def _about(records: Records, axes: Mapping[str, Sequence[Any]], drawing: Drawing) -> str:
+def _about(records: Records, axes: Values, drawing: Drawing) -> str:
     cells = {json.dumps(record["cell"], sort_keys=True) for record in records}
     parts = [f"{short(axis)} ({', '.join(value_label(value) for value in values)})" for axis, values in axes.items()]
     text = f"A sweep over {listing(parts)}: {counted(len(cells), 'cell')}, {counted(len(records), 'result')}."
@@ -121,39 +135,78 @@ def _about(records: Records, axes: Mapping[str, Sequence[Any]], drawing: Drawing
     return f"{text} It is not finished: {counted(drawing.missing, 'point')} without a result{why}."
 
 
-def grid_findings(records: Records, x: str = "") -> Iterator[str]:
-    """For each k and series: the best value of x and the spread there, with the ends of the curve."""
+def grid_findings(records: Records, x: str = "", axes: Values | None = None) -> Iterator[str]:
+    """For each k and series: the mean at each value of x, and the best one."""
     targets = results.targets_of(records)
-    axes = axes_of(records)
+    axes = axes or axes_of(records)
     x = x if x in axes else first_axis(axes)
     tasks = results.values_of(targets, "task")
     weak = False
+    series = series_of(targets, x, axes)
     for k in results.settings_of(targets):
-        here = results.select(targets, k=k)
-        for one, runs in series_of(here, x).items():
-            means = [(value, mean) for value in axes_of(targets)[x] if (mean := mean_of(results_at(runs, x, value), k, tasks))]
+        for one, runs in series.items():
+            means = list(_means(runs, x, k, axes[x], tasks))
             if not means:
                 continue
-            alike = len(means) > 1 and not matters(runs, x)
+            alike = len(means) > 1 and not matters(results.select(runs, k=k), x)
             means = means[:1] if alike else means
-            value, best = max(means, key=lambda pair: pair[1].mean)
-            marks = [" †" if _weak(targets, mean, tasks) else "" for _, mean in means]
-            weak |= any(marks)
-            where = [f", whatever {short(x)} is" if alike else f" at {value_label(at)}" for at, _ in means]
-            line = ", ".join(f"{mean}{mark}{at}" for (_, mean), mark, at in zip(means, marks, where, strict=True))
-            within = [value_label(at) for at, mean in means if at != value and _within(mean, best)]
-            near = f", within one standard deviation of {listing(within)}" if within else ""
-            highest = f"; highest at {value_label(value)}{near}" if len(means) > 1 else ""
-            seeds = seeds_note([mean for _, mean in means])
-            yield f"{setting_label(k)}, {one.label}, by {short(x)} ({seeds}): {line}{highest}."
+            weak |= any(point.weak for point in means)
+            where = [f", whatever {short(x)} is" if alike else f" at {value_label(point.value)}" for point in means]
+            line = ", ".join(f"{point.mean}{' †' if point.weak else ''}{at}" for point, at in zip(means, where, strict=True))
+            seeds = seeds_note([point.mean for point in means])
+            yield f"{setting_label(k)}, {one.label}, by {short(x)} ({seeds}): {line}{_highest(means)}."
     if weak:
         level = results.reference(targets, "chance", tasks)
-        yield f"† is not above chance, {level:.1f}, by more than {chance.STANDARD_ERRORS:g} standard errors."
+        known = DIFFERS if level is None else f"{level:.1f}"
+        yield f"† is not above chance, {known}, by more than {chance.STANDARD_ERRORS:g} standard errors."
+
+
+class _Mean(NamedTuple):
+    """Of a series at one value of x."""
+
+    value: Any
+    mean: Spread
+    seeds: frozenset[int]  # that the mean is over
+    weak: bool
+
+
+def _means(runs: Records, x: str, k: int, values: Sequence[Any], tasks: Sequence[str]) -> Iterator[_Mean]:
+    for value, there in points_of(runs, x, k, values):
+        if mean := mean_of(there, k, tasks):
+            yield _Mean(value, mean, frozenset(by_seed(there, k, tasks)), _weak(there, mean, tasks))
+
+
+def _highest(means: Sequence[_Mean]) -> str:
+    """'; highest at 20, within one standard deviation of 5'; nothing of one mean.
+
+    One seed may score higher than another whatever x is, so that means over different ones do not say which value is best.
+    """
+    if len(means) < 2:
+        return ""
+    if any(point.seeds != means[0].seeds for point in means):
+        return "; no highest is named, for the means are not over the same seeds"
+    best = max(means, key=lambda point: point.mean.mean)
+    within = [value_label(point.value) for point in means if point is not best and _within(point.mean, best.mean)]
+    near = f", within one standard deviation of {listing(within)}" if within else ""
+    return f"; highest at {value_label(best.value)}{near}"
 
 
 def _within(mean: Spread, best: Spread) -> bool:
     spread = max((s for s in (mean.std, best.std) if not math.isnan(s)), default=0.0)
     return best.mean - mean.mean <= spread
+
+
+def _no_chance(targets: Records) -> str:
+    """Says why there is no line for chance where it is known."""
+    tasks = results.values_of(targets, "task")
+    known = all(any(run.get("chance") is not None for run in results.select(targets, task=task)) for task in tasks)
+    differs = known and results.reference(targets, "chance", tasks) is None
+    return f" No line for chance, {DIFFERS}." if differs else ""
+
+
+def _alike(series: int) -> str:
+    """Says where more series are drawn than can be told apart."""
+    return f" There are {len(MANY_LOOKS)} looks for {series} series, so that some look alike." if series > len(MANY_LOOKS) else ""
 
 
 def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -> str:
@@ -164,4 +217,5 @@ def _without_place(curves: Sequence[Published], values: Sequence[Any], x: str) -
 
 
 def _sources(curves: Sequence[Published]) -> str:
-    return "".join(f" Dashed: {curve.label} ({curve.source})." for curve in curves)
+    each = "; ".join(f"{curve.label} ({curve.source})" for curve in curves)
+    return f" Published, in grey and dashed with hollow marks: {each}." if each else ""

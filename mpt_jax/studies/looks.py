@@ -51,6 +51,13 @@ OTHER_LOOKS = (
     Look("", "#000000", "*", (0, (8, 2)), "||||"),
 )
 CURVE_LOOKS = (*LOOKS.values(), *OTHER_LOOKS)  # of things that are not methods
+_ORDER = (*OTHER_LOOKS, *LOOKS.values())
+# For many things: these, then their colours with one another's markers and lines. No colour has a marker twice.
+MANY_LOOKS = tuple(
+    Look("", style.color, _ORDER[(n + turn) % len(_ORDER)].marker, _ORDER[(n + 2 * turn) % len(_ORDER)].line, style.hatch)
+    for turn in range(len(_ORDER))
+    for n, style in enumerate(_ORDER)
+)
 # Thin and without markers, unlike any method's line: (colour, line style).
 REFERENCE_LINES: dict[str, tuple[str, Any]] = {"chance": ("#B03A2E", "-"), "ceiling": ("#333333", (0, (4, 1.5)))}
 

@@ -16,7 +16,7 @@ FORM = '{"label", "source", "x", "y"}, with "against": "parameters" for the seco
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A curve to draw dashed beside those of the sweep.
+    """A curve to draw beside those of the sweep, dashed and grey.
 
     `x` are values of the sweep's x axis, as its labels have them, or parameters trained with `against` = "parameters".
     """

@@ -23,7 +23,7 @@ STAGES = ("teachers", "source", "few_shot", "full")  # of the pipeline, in order
 ZERO_SHOT = "zero_shot"  # the stage of a score on another task than the run was trained on
 METHODS = ("mpt", "prompt_tuning", "spot", "model_tuning")  # in the order of tables and pictures
 FIELDS = {"run_id": str, "stage": str, "method": str, "task": str, "k": int, "seed": int, "score": float}
-SEVERAL = " + "  # between the sources that a run of SPoT started from together
+SEVERAL = " + "  # between the sources that a run of SPoT started from together, and the parts of an axis' value
 Record = Mapping[str, Any]
 log = logging.getLogger(__name__)
 
@@ -229,6 +229,10 @@ def paired(records: Sequence[Record], method: str, baseline: str) -> Spread | No
 
 
 def reference(records: Iterable[Record], field: str, tasks: Sequence[str]) -> float | None:
-    """'chance' or 'ceiling', averaged over `tasks`; None unless every one of them documents it."""
-    known = {record["task"]: record[field] for record in records if record.get(field) is not None}
-    return statistics.fmean(known[task] for task in tasks) if tasks and all(task in known for task in tasks) else None
+    """'chance' or 'ceiling', averaged over `tasks`; None unless every one of them documents it, and all its records agree."""
+    known: dict[str, set[float]] = {}
+    for record in records:
+        if record.get(field) is not None:
+            known.setdefault(record["task"], set()).add(record[field])
+    levels = [known.get(task, set()) for task in tasks]
+    return statistics.fmean(min(level) for level in levels) if levels and all(len(level) == 1 for level in levels) else None

@@ -8,7 +8,9 @@ from typing import Any
 from mpt_jax.studies import chance, results
 from mpt_jax.studies.looks import look
 from mpt_jax.studies.page import Cell, Table
+from mpt_jax.studies.published import is_number
 from mpt_jax.studies.results import METHODS, SEVERAL, Record
+from mpt_jax.studies.series import axes_of
 from mpt_jax.studies.wording import counted, number_range, seeds_note, short, task_labels, value_label
 
 Records = Sequence[Record]
@@ -94,16 +96,16 @@ def zero_shot_table(records: Records) -> Table:
     Args:
         records: of `results.zero_shot_of`, at least one.
     """
-    axes = list(dict.fromkeys(axis for record in records for axis in record.get("cell", {})))
+    axes = list(axes_of(records))
     methods = results.values_of(records, "method", METHODS)
     names = task_labels(list(dict.fromkeys(record[field] for field in ("trained_on", "task") for record in records)))
     compared = {"prompt_tuning", "model_tuning"} <= set(methods)
     rows = []
     for runs in results.zero_shot_groups(records):
         first = runs[0]
-        task, cell = first["task"], first.get("cell", {})
+        task = first["task"]
         scores = [results.spread(run["score"] for run in results.select(runs, method=method)) for method in methods]
-        front = [Cell(value_label(cell.get(axis, ""))) for axis in axes]
+        front = axis_cells(first, axes)
         seeds = Cell(seeds_of(scores), scores[0].n if scores[0] else 0)
         front += [setting_cell(first["k"]), Cell(names[first["trained_on"]]), Cell(names[task]), seeds]
         cells = [score_cell(score, weak=chance.above(runs, score, [task]) is False) for score in scores]
@@ -152,7 +154,8 @@ def _retrieval(config: Mapping[str, Any]) -> str:
 
 
 def run_table(records: Records) -> Table:
-    """All records, one row each."""
+    """All records, one row each; those of a sweep with the values of its axes first."""
+    axes = list(axes_of(records))
     columns = ("stage", "method", "task", "k", "seed", "score", "metrics", "examples", "steps", "seconds", "started from", "run")
     rows = []
     for r in records:
@@ -161,9 +164,10 @@ def run_table(records: Records) -> Table:
         task = f"{r['task']} (trained on {r['trained_on']})" if "trained_on" in r else r["task"]
         head = (Cell(_stage_label(r["stage"])), Cell(look(r["method"]).label), Cell(task))
         setting = (setting_cell(r["k"]), number(r["seed"], "d"), number(r["score"], ".2f"), Cell(metrics))
-        rows.append((*head, *setting, *numbers, Cell(r.get("started_from", "")), Cell("configuration", detail=_configuration(r))))
+        back = (Cell(r.get("started_from", "")), Cell("configuration", detail=_configuration(r)))
+        rows.append((*axis_cells(r, axes), *head, *setting, *numbers, *back))
     title = f"Every run: {counted(len(rows), 'row')}, with its whole configuration"
-    return Table(title, columns, tuple(rows), folded=True)
+    return Table(title, (*map(short, axes), *columns), tuple(rows), folded=True)
 
 
 def source_trainings(records: Records) -> int:
@@ -176,6 +180,16 @@ def source_trainings(records: Records) -> int:
 
 def setting_cell(k: int) -> Cell:
     return Cell(f"{k}" if k else "all", float(k) if k else 1e9)
+
+
+def value_cell(value: Any) -> Cell:
+    """A value of an axis."""
+    return Cell(value_label(value), float(value) if is_number(value) else None)
+
+
+def axis_cells(record: Record, axes: Sequence[str]) -> list[Cell]:
+    """The values of the axes in the record's cell."""
+    return [value_cell(record.get("cell", {}).get(axis, "")) for axis in axes]
 
 
 def score_cell(spread: results.Spread | None, best: bool = False, weak: bool = False) -> Cell:

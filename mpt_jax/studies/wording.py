@@ -41,11 +41,25 @@ def short(axis: str) -> str:
 
 
 def value_label(value: Any) -> str:
-    """A value of an axis: '20', 'vocab', 't5_1_1_small' of a path, '0.3' of rules with one rate for all."""
+    """A value of an axis, of a gin file, a line of JSON or a `Series`: '20', 'vocab', 't5_1_1_small' of a path.
+
+    Of a stage @mpt/StageConfig() its scope, 'mpt'; of several things 'a + b'; of rules 'shared 0.3 + task_.* 0.03', or the rate
+    of one for all.
+    """
     match value:
         case [[".*", rate]]:
             return str(rate)
-    return Path(value).stem if isinstance(value, str) and value.endswith(".gin") else str(value)
+        case dict():
+            return value_label(sorted(value.items()))
+        case list() | tuple():
+            parts = [" ".join(map(value_label, part)) if isinstance(part, list | tuple) else value_label(part) for part in value]
+            return results.SEVERAL.join(parts) or "none"
+        case str() if value.startswith("@"):
+            scope, _, name = value.removeprefix("@").removesuffix("()").rpartition("/")
+            return scope or name
+        case str() if value.endswith(".gin"):
+            return Path(value).stem
+    return str(value)
 
 
 def listing(items: Sequence[str]) -> str:
