@@ -307,21 +307,18 @@ def example(hint: Any) -> str:
     return {Any: "4", int: "4", float: "0.3", str: "'name'", bool: "True"}.get(hint) or f"@SCOPE/{hint.__name__}()"
 
 
-def _references(value: Any) -> Iterator[str]:
-    """The macros that a value, as written, uses."""
-    if isinstance(value, Macro):
-        yield value.name
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _references(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _references(item)
+def _named(value: Any) -> Iterator[Macro | Reference]:
+    """The macros and classes that a value, as written, names."""
+    if isinstance(value, Macro | Reference):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _named(item)
 
 
 def _check_reach(bindings: Bindings, resolver: _Resolver, every: list[_Resolver]) -> None:
     """Raises `UserError` for what would be ignored: misspelt macros and scopes, and flags that something overrides."""
-    used = [(key, macro) for key, binding in bindings.history for macro in _references(binding.value)]
+    used = [(key, one.name) for key, binding in bindings.history for one in _named(binding.value) if isinstance(one, Macro)]
     known = {macro for _, macro in used}
     for name, binding in bindings.macros.items():
         if name not in known:
@@ -335,6 +332,8 @@ def _check_reach(bindings: Bindings, resolver: _Resolver, every: list[_Resolver]
                 f"{binding.origin} has no effect here: {'; '.join(sorted(places)) or 'this command does not use it'}."
             )
     reached = set().union(*(set(other.instances) for other in every))
+    on_axes = [one for key, binding in bindings.fields.items() if key[1] == SweepConfig.__name__ for one in _named(binding.value)]
+    reached |= {(one.scope, one.name) for one in on_axes if isinstance(one, Reference)}
     for (scope, name, field), binding in bindings.fields.items():
         if not any(name == other and place[: len(scope)] == scope for place, other in reached):
             scopes = {"/".join(place) for place, other in reached if other == name and place}

@@ -430,14 +430,10 @@ def test_what_another_call_gave_up_meanwhile_is_not_tried_here(folder):
 def test_an_axis_of_what_gin_files_say_is_told_in_their_words(folder):
     """Its values are references and macros, of which results hold the text, the same for cells and for the whole axis."""
     gin = gin_study(folder, "words")
-    told = ["{'prompt_tuning': @a/StageConfig()}", "{'prompt_tuning': @b/StageConfig()}"]
-    stages = "".join(
-        f"{name}/StageConfig:\n  steps = {steps}\n  batch_size = 4\n  rules = (('.*', %RATE),)\n"
-        for name, steps in (("a", 1), ("b", 2))
-    )
-    gin.write_text(
-        f"{gin.read_text()}\nRATE = 0.1\n{stages}SweepConfig.axes = {{'PipelineConfig.few_shot': ({', '.join(told)})}}\n"
-    )
+    told = [f"{{'prompt_tuning': @{scope}/StageConfig()}}" for scope in ("few_shot_prompt_tuning", "longer")]
+    longer = "longer/StageConfig:\n  steps = 2\n  batch_size = 4\n  rules = (('.*', %RATE),)\n"
+    axis = f"SweepConfig.axes = {{'PipelineConfig.few_shot': ({', '.join(told)})}}\n"
+    gin.write_text(f"{gin.read_text()}\nRATE = 0.1\n{longer}{axis}")
     assert cli.main(["sweep", f"--gin_file={gin}"]) == 0
     records = results.read(folder / "words" / "results.jsonl")
     assert records[0]["sweep"]["axes"] == {"PipelineConfig.few_shot": told}

@@ -65,7 +65,7 @@ def folder(tmp_path_factory) -> Path:
     ("task", "words"),
     [
         ("tiny_colour", r"has 'tiny_colour', whose labels are blue, green, red, but those of 'tiny_mood' are no, yes; give"),
-        ("tiny_no_metric", r"has 'tiny_no_metric', a task without a metric"),
+        ("tiny_no_metric", r"A study scores 'tiny_no_metric', a task without metrics"),
         ("tiny_word", r"'tiny_word' has no split 'validation'"),
         ("tiny_tast", r"Did you mean 'tiny_taste'\? .*PipelineConfig\.zero_shot"),
     ],
