@@ -1,5 +1,6 @@
 """What a sweep would do and cost, told before anything is trained (`sweep --dry-run`)."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import jax
 
 from mpt_jax.board import read_results
-from mpt_jax.config import Experiment
+from mpt_jax.config import Experiment, StreamConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.data.registry import find_task
 from mpt_jax.hardware import GIB, Slice, find_slice
@@ -52,6 +53,20 @@ def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     return Cost(work.flops, seconds, estimate_training(programs, experiment).total)
 
 
+def _shapes(experiment: Experiment) -> str:
+    """Equal for trainings that cost the same: without the names of their tasks and files."""
+    streams = tuple(StreamConfig("", stream.group) for stream in experiment.data.streams)
+    return repr(
+        dataclasses.replace(
+            experiment,
+            data=dataclasses.replace(experiment.data, mixture="", streams=streams),
+            prompt=dataclasses.replace(experiment.prompt, init_file=""),
+            loss=dataclasses.replace(experiment.loss, teachers=str(bool(experiment.loss.teachers))),
+            train=dataclasses.replace(experiment.train, model_dir=""),
+        )
+    )
+
+
 def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
     """The points, the jobs that they are packed into, and what these compute; with a topology, its time and memory, too.
 
@@ -78,13 +93,16 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         f"jobs      points  prompts          steps   batch       FLOP  {'       time     GiB  ' if where else ''}what, each",
     ]
     rows, costs = [], []
+    known: dict[str, Cost] = {}  # a T5 XXL takes seconds to trace, and many jobs are alike
     several = len({cell.study.base.backbone.checkpoint for cell in cells}) > 1
     for job in jobs:
         left = job.only([point.key for point in job.points if point.key not in done])
         if not left.points:
             continue
         stage = left.stage()
-        each = [cost_of(experiment, where) for experiment in stage.trainings]
+        shapes = {_shapes(experiment): experiment for experiment in stage.trainings}
+        known |= {shape: cost_of(experiment, where) for shape, experiment in shapes.items() if shape not in known}
+        each = [known[_shapes(experiment)] for experiment in stage.trainings]
         cost = Cost(sum(one.flops for one in each), sum(one.seconds for one in each), max(one.memory for one in each))
         costs.append(cost)
         there = f"{duration(cost.seconds):>11} {cost.memory / GIB:7.2f}  " if where else ""

@@ -264,3 +264,7 @@ def test_bad_folders_and_files_are_named(tmp_path):
         (tmp_path / "points" / "a.json").write_text("[{")
         with pytest.raises(UserError, match=r"points/a.json is not JSON .* delete it"):
             board.results("a")
+        for text in ("5", "null", "{}", "[]", '{"a": 1}', "[1]"):
+            (tmp_path / "points" / "a.json").write_text(text)
+            with pytest.raises(UserError, match=r"points/a.json does not hold the results of a point; delete it"):
+                board.results("a")

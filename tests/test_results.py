@@ -63,6 +63,9 @@ def test_the_later_line_of_a_run_counts(tmp_path):
         (json.dumps(record() | {"score": "high"}), "'score'"),
         (json.dumps(record() | {"score": float("nan")}), "'score'"),
         (json.dumps(record() | {"seed": True}), "'seed'"),
+        (json.dumps(record(stage="zero_shot")), "does not say what it was trained on"),
+        (json.dumps(record() | {"cell": {}}), "'cell'"),
+        (json.dumps(record() | {"cell": 3}), "'cell'"),
     ],
 )
 def test_a_bad_line_names_file_and_line(tmp_path, line, words):
