@@ -110,10 +110,25 @@ def test_a_request_to_stop_one_process_stops_all_at_one_step(folder, two):
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
-    assert [code for code, _, _ in ended] == [130, 130], ended
+    assert [code for code, _, _ in ended] == [143, 143], ended
     (checkpoint,) = (folder / "stopped" / "checkpoints").iterdir()
     assert int(checkpoint.name) == max(record["step"] for record in lines(log))
     assert f"stopped at step {checkpoint.name}" in ended[0][2]
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_process_ends_all_alike(tmp_path, signalled):
+    """Within seconds, where they have not agreed on it, and each with the signal's exit code; none is aborted."""
+    processes = start(2, tmp_path, [{"do": "apart"}])
+    assert [process.stdout.readline() for process in processes] == ["waiting\n"] * 2
+    processes[signalled].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = finish(processes)
+    assert time.monotonic() - began < 20
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert "Interrupted. To go on from the last checkpoint: python -m mpt_jax jobs" in ended[signalled][2]
+    assert f"\nprocess {signalled} of 2 was stopped (SIGTERM), and this one with it\n" in ended[1 - signalled][2]
+    assert "terminate" not in ended[0][2] + ended[1][2]
 
 
 def test_processes_that_do_not_come_are_named(tmp_path):
