@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 
 from mpt_jax import signals
 from mpt_jax.config import DistributedConfig
-from mpt_jax.errors import UserError
+from mpt_jax.errors import UserError, sentence
 from mpt_jax.quiet import stderr_into
 
 VARIABLES = {  # of the environment; JAX reads the first one itself
@@ -69,8 +69,8 @@ class Place(NamedTuple):
 def joined(config: DistributedConfig) -> Iterator[None]:
     """The block runs as one of the job's processes; alone, it just runs.
 
-    An error in it ends the other processes, too, each with a line that says so and with exit code 2; a signal ends them with its own
-    exit code. Once the block is done, signals do nothing any more: a process that left then would take others with it that are done.
+    An error in it ends the other processes, too, each with a line that says so and with exit code 2; a signal, with its own exit
+    code. Once the block is done, signals do nothing any more: a process that left then would take others with it that are done.
 
     Raises:
         UserError: see `initialize` and `barrier`.
@@ -358,8 +358,8 @@ class _Watch:
         """Tell of an error and wait until the others have read it. This process's exit will not wait for them to finish."""
         if isinstance(error, KeyboardInterrupt):
             code, what = signals.exit_code(getattr(error, "number", signal.SIGINT)), ""
-        elif isinstance(error, UserError):
-            code, what = 2, str(error)
+        elif told := sentence(error):
+            code, what = 2, told
         else:
             code, what = 1, f"{type(error).__name__} {error}".split("\n")[0].strip()
         atexit.register(_end, code)  # before JAX's own clean-up, which would
