@@ -216,6 +216,34 @@ def least(value: float) -> float:
     return float(np.min(multihost_utils.process_allgather(np.float32(value)))) if several() else value
 
 
+def most(value: float) -> float:
+    """The greatest of all processes' values, as `least`."""
+    return -least(-value)
+
+
+class Ballot:
+    """A vote of all processes by a number each, which may be seen before all have voted. All make it, and all vote."""
+
+    def __init__(self) -> None:
+        self._folder = f"mpt_jax/ballot/{next(_barriers)}" if several() else ""
+
+    def seen(self) -> int:
+        """The greatest number so far, 0 where there is none; always 0 of a process alone."""
+        return max((int(vote) for _, vote in _client().key_value_dir_get(self._folder)), default=0) if self._folder else 0
+
+    def cast(self, number: int, what: str) -> int:
+        """The greatest number of all.
+
+        Raises:
+            UserError: as `barrier`.
+        """
+        if not self._folder:
+            return number
+        _put(self._folder, str(number))
+        barrier(what)
+        return self.seen()
+
+
 def check_shared(folder: Path, key: str) -> None:
     """UserError in a process that does not see in `folder`, the value of `key`, what process 0 writes there."""
     if not several():
