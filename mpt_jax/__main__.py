@@ -1,7 +1,8 @@
 """`python -m mpt_jax COMMAND …`; the console script `mpt-jax` is the same."""
 
-import os
 import sys
+
+from mpt_jax import signals
 
 
 def run() -> None:
@@ -24,7 +25,7 @@ def run() -> None:
         code = 2
     if code > 128:  # interrupted: an orderly end would wait for what other threads are still compiling
         sys.stdout.flush()
-        os._exit(code)
+        signals.end(code)
     sys.exit(code)
 
 

@@ -4,7 +4,6 @@ Nothing heavy is imported before a command needs it, so that `show` and `--help`
 """
 
 import argparse
-import errno
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 from mpt_jax import __version__, signals, usage
 from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.config import Experiment, PipelineConfig, SweepConfig, check_local, nearest, to_dict
-from mpt_jax.errors import UserError
+from mpt_jax.errors import UserError, sentence
 from mpt_jax.files import write_text
 from mpt_jax.gin_bindings import Parsed, parse, parse_cells
 from mpt_jax.gin_text import gin_literal
@@ -46,24 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with signals.handled(last_words):
             COMMANDS[arguments.command].run(arguments)
         sys.stdout.flush()
-    except UserError as error:
-        return _fail(str(error))
     except KeyboardInterrupt as interrupted:
         print(last_words, file=sys.stderr)
         return signals.exit_code(getattr(interrupted, "number", signal.SIGINT))
     except BrokenPipeError:  # `show | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+    except Exception as error:
+        told = sentence(error)
+        if told is None:
             raise
-        return _fail(f"{error.strerror}: {error.filename or 'while writing a file'}. Mend that and run the same command again.")
+        print(f"error: {told}", file=sys.stderr)
+        return EXIT_USER_ERROR
     return 0
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return EXIT_USER_ERROR
 
 
 def resuming_command(argv: Sequence[str]) -> str:

@@ -2,7 +2,8 @@
 
 Each runs the same command on the same configuration. JAX's coordination service, in process 0, brings them together, and the
 arrays of the job then lie on the devices of all of them. What is written is written by process 0 (checkpoints by all), into
-folders that all must share. A process that fails tells the others, which would else wait for it in their next exchange.
+folders that all must share. A process that fails or is interrupted tells the others, which would else wait for it in their next
+exchange; they end with it, process 0 as the last one.
 
 JAX finds its processes by itself (`jax/_src/clusters`) on TPU pods, under SLURM, Open MPI and, with the package `kubernetes`, in
 Kubernetes; elsewhere `DistributedConfig` or the environment says where they are. A process that has none of it calls nothing.
@@ -14,6 +15,7 @@ import itertools
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -30,8 +32,9 @@ from jax._src import clusters, distributed  # the client's barriers and keys, wh
 from jax._src.lib import _jax
 from jax.experimental import multihost_utils
 
+from mpt_jax import signals
 from mpt_jax.config import DistributedConfig
-from mpt_jax.errors import UserError
+from mpt_jax.errors import UserError, sentence
 from mpt_jax.quiet import stderr_into
 
 VARIABLES = {  # of the environment; JAX reads the first one itself
@@ -66,7 +69,8 @@ class Place(NamedTuple):
 def joined(config: DistributedConfig) -> Iterator[None]:
     """The block runs as one of the job's processes; alone, it just runs.
 
-    An error in it ends the other processes, too, each with a line that says so; its own exit does not wait for them.
+    An error in it ends the other processes, too, each with a line that says so and with exit code 2; a signal, with its own exit
+    code. Once the block is done, signals do nothing any more: a process that left then would take others with it that are done.
 
     Raises:
         UserError: see `initialize` and `barrier`.
@@ -77,6 +81,7 @@ def joined(config: DistributedConfig) -> Iterator[None]:
     watch = _Watch()
     try:
         yield
+        signals.ignore()
         barrier("end")
     except BaseException as error:
         watch.leave(error)
@@ -211,6 +216,34 @@ def least(value: float) -> float:
     return float(np.min(multihost_utils.process_allgather(np.float32(value)))) if several() else value
 
 
+def most(value: float) -> float:
+    """The greatest of all processes' values, as `least`."""
+    return -least(-value)
+
+
+class Ballot:
+    """A vote of all processes by a number each, which may be seen before all have voted. All make it, and all vote."""
+
+    def __init__(self) -> None:
+        self._folder = f"mpt_jax/ballot/{next(_barriers)}" if several() else ""
+
+    def seen(self) -> int:
+        """The greatest number so far, 0 where there is none; always 0 of a process alone."""
+        return max((int(vote) for _, vote in _client().key_value_dir_get(self._folder)), default=0) if self._folder else 0
+
+    def cast(self, number: int, what: str) -> int:
+        """The greatest number of all.
+
+        Raises:
+            UserError: as `barrier`.
+        """
+        if not self._folder:
+            return number
+        _put(self._folder, str(number))
+        barrier(what)
+        return self.seen()
+
+
 def check_shared(folder: Path, key: str) -> None:
     """UserError in a process that does not see in `folder`, the value of `key`, what process 0 writes there."""
     if not several():
@@ -338,10 +371,12 @@ def _processes(numbers: list[int]) -> str:
 
 
 class _Watch:
-    """Ends this process when another one has failed; tells the others when this one has."""
+    """Ends this process when another one has failed or was interrupted; tells the others when this one has."""
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
+        self._told = False  # the others, why this process ends
+        signals.before_end(self._leave_in_turn)
         threading.Thread(target=self._look, name="mpt_jax-watch", daemon=True).start()
 
     def stop(self) -> None:
@@ -349,13 +384,14 @@ class _Watch:
 
     def leave(self, error: BaseException) -> None:
         """Tell of an error and wait until the others have read it. This process's exit will not wait for them to finish."""
-        self.stop()
-        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        atexit.register(_end_in_turn, code)  # before JAX's own clean-up, which would
-        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__} {error}".split("\n")[0].strip()
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and all others with it
-            _client().key_value_set(f"{FAILED}/{jax.process_index()}", what)
-            _tell_and_wait(LEAVE, jax.process_count())
+        if isinstance(error, KeyboardInterrupt):
+            code, what = signals.exit_code(getattr(error, "number", signal.SIGINT)), ""
+        elif told := sentence(error):
+            code, what = 2, told
+        else:
+            code, what = 1, f"{type(error).__name__} {error}".split("\n")[0].strip()
+        atexit.register(_end, code)  # before JAX's own clean-up, which would
+        self._tell(code, what)
 
     def _look(self) -> None:
         number = jax.process_count()
@@ -363,29 +399,50 @@ class _Watch:
             while not self._stopped.wait(POLL):
                 failed = _client().key_value_dir_get(FAILED)
                 if failed and not self._stopped.wait(GRACE):
-                    key, why = failed[0]
-                    process = key.rpartition("/")[2]
-                    print(f"error: process {process} of {number} has ended, and this one with it: {why}", file=sys.stderr)
-                    _client().key_value_set(f"{LEAVE}/{jax.process_index()}", "")
-                    _end_in_turn(2)
+                    key, message = failed[0]
+                    process, (code, _, why) = key.rpartition("/")[2], message.partition(" ")
+                    if int(code) > 128:
+                        name = signal.Signals(int(code) - 128).name
+                        print(f"process {process} of {number} was stopped ({name}), and this one with it", file=sys.stderr)
+                    else:
+                        print(f"error: process {process} of {number} has ended, and this one with it: {why}", file=sys.stderr)
+                    _put(LEAVE)
+                    self._told = True
+                    _end(int(code) if int(code) > 128 else 2)
+
+    def _tell(self, code: int, why: str) -> None:
+        self.stop()
+        self._told = True
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the service is gone, and all others with it
+            _put(FAILED, f"{code} {why}")
+            _put(LEAVE)
+            _wait_for(LEAVE)
+
+    def _leave_in_turn(self, code: int) -> None:
+        """Process 0, whose service the others need to end in good order, is the last one to go."""
+        if not self._told:
+            self._tell(code, "")
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            _put(GONE)
+            if is_first():
+                _wait_for(GONE)
+                time.sleep(POLL)  # between the key and its end a process may be kept waiting for a core
 
 
-def _tell_and_wait(folder: str, number: int) -> None:
-    """Put this process's key into a folder of the service, and wait a while until there are so many."""
-    _client().key_value_set(f"{folder}/{jax.process_index()}", "")
+def _put(folder: str, value: str = "") -> None:
+    """Set this process's key in a folder of the service."""
+    _client().key_value_set(f"{folder}/{jax.process_index()}", value, allow_overwrite=True)
+
+
+def _wait_for(folder: str) -> None:
+    """Wait a while until all processes have set their keys in a folder of the service."""
     until = time.monotonic() + LEAVING
-    while len(_client().key_value_dir_get(folder)) < number and time.monotonic() < until:
+    while len(_client().key_value_dir_get(folder)) < jax.process_count() and time.monotonic() < until:
         time.sleep(POLL / 5)
 
 
-def _end_in_turn(code: int) -> None:
-    """End after a failure; process 0, whose service the others need to do so in good order, as the last one."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _tell_and_wait(GONE, jax.process_count() if is_first() else 1)
-    _end(code)
-
-
 def _end(code: int) -> None:
+    """End now what is not interrupted from the command line: after an error, or because of another process."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    signals.end(code)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,7 @@ def evaluate(
     mesh: Mesh | None = None,
     prompt_ids: Sequence[int] | None = None,
     labels: Sequence[LabelSet] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """The metrics of each stream: cache n is answered with prompt n of the bank and scored by its task's own `metric_fns`.
 
@@ -83,6 +84,7 @@ def evaluate(
         mesh=mesh,
         prompt_ids=prompt_ids,
         labels=labels,
+        check=check,
     )
     return [one.score() for one in answered]
 
@@ -100,6 +102,7 @@ def answer(
     mesh: Mesh | None = None,
     prompt_ids: Sequence[int] | None = None,
     labels: Sequence[LabelSet] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Answered]:
     """The answers of each stream: prompt n of the bank to the examples of cache n, those of all prompts in the same batches.
 
@@ -107,6 +110,7 @@ def answer(
         prompt_ids: the prompt of each cache, where it is not its own number.
         max_examples: of each cache, a random choice that is always the same; 0 = all.
         labels: of each cache, of `setup.open_labels`, with `decode.method="rank"`.
+        check: see `predict_texts`.
     """
     chosen = [examined(len(cache), max_examples) for cache in caches]
     inputs = [cache.inputs(int(i)) for cache, rows in zip(caches, chosen, strict=True) for i in rows]
@@ -124,6 +128,7 @@ def answer(
         numbers=np.concatenate(chosen).tolist(),
         labels=row_labels,
         mesh=mesh,
+        check=check,
     )
     following = iter(predictions)
     allowed = [label_set.texts for label_set in labels] if labels else [None] * len(caches)

@@ -3,14 +3,15 @@
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from mpt_jax import trees
+from mpt_jax import distributed, trees
 from mpt_jax.config import TrainConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import main_score
@@ -25,6 +26,7 @@ Tree = Any
 PARTS = ("loss", "ce", "kl", "hidden")  # of the loss, in a step's metrics
 LISTED = 16  # examples of a task that a sentence names; metrics.jsonl has all of a step that was skipped
 POLL = 0.1  # seconds between two looks for a signal
+ASKED = 2.0  # seconds after which several processes ask one another, which waits for what the devices still do
 RUN_AHEAD = 8  # steps that may be under way on the devices: more would pile up batches and gain nothing
 
 
@@ -240,6 +242,9 @@ class Interrupt:
 
     It replaces what handles the two signals outside, including handlers that a device's own library has installed meanwhile.
 
+    Several processes all come to `heed`, `abandonable` and `in_parts` alike, and a request to one of them stops all, at the same
+    place. When this is left, it stops that one alone, and `distributed.joined` the others.
+
     Args:
         check: is called again and again within it, and stops the work by what it raises.
     """
@@ -248,6 +253,7 @@ class Interrupt:
         self.check = check
         self._received = 0
         self._before: dict[int, Any] = {}
+        self._steps = _Asking()
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
@@ -259,28 +265,26 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is None:
-            self._raise_received()
+            _raise(self._received)
 
     def requested(self) -> bool:
         """Whether this process was told to stop."""
         return self._received != 0
 
-    def stop(self) -> NoReturn:
-        """Raises `Interrupted`, in this process or because another one was told to stop."""
-        raise Interrupted(self._received or signal.SIGTERM)
+    def heed(self) -> None:
+        """Raises `Interrupted` if a stop was requested. Between two steps; several processes take some more, and stop at one."""
+        _raise(self._steps.heard(self._received))
 
     def abandonable(self, work: Callable[[], T]) -> T:
         """What `work` returns, done in another thread, where it is left behind if a stop is requested before it is done.
 
-        For what takes long and changes nothing that is kept: a compiler does not listen to signals. Of several processes none may
-        leave such work alone, as the others would wait for it.
+        For what takes long and changes nothing that is kept: a compiler does not listen to signals. Several processes each do it
+        without an exchange with the others, and none goes on before all have done it.
 
         Raises:
             Interrupted: a stop was requested.
             Exception: whatever `check` raises.
         """
-        if jax.process_count() > 1:
-            return work()
         done: list[T] = []
         failed: list[BaseException] = []
 
@@ -290,26 +294,76 @@ class Interrupt:
             except BaseException as error:  # handed to the caller, who raises it
                 failed.append(error)
 
-        self._raise_received()
+        ballot = distributed.Ballot()
         thread = threading.Thread(target=run, name="mpt_jax-abandonable", daemon=True)
-        thread.start()
-        while thread.is_alive():
+        if not self._received:
+            thread.start()
+        while thread.is_alive() and not self._received and not ballot.seen():
             thread.join(POLL)
-            if thread.is_alive():
-                self._raise_received()
-                self.check()
+            self.check()
         if failed:
             raise failed[0]
+        _raise(ballot.cast(0 if done else self._received, "going on or stopping"))
         return done[0]
 
-    def _raise_received(self) -> None:
-        if self._received:
-            raise Interrupted(self._received)
+    def in_parts(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """What `work` returns, which calls what it is given between its parts and may then be left, as with `abandonable`.
+
+        Of several processes all call it equally often, and may exchange what they like within a part.
+
+        Raises:
+            Interrupted, Exception: as `abandonable`.
+        """
+        if not distributed.several():
+            return self.abandonable(lambda: work(lambda: None))
+        parts = _Asking()
+        return work(lambda: _raise(parts.heard(self._received)))
+
+    def whole(self, work: Callable[[], T]) -> T:
+        """What `work` returns, which is not left before it is done.
+
+        A request that came meanwhile is then forgotten in several processes, where all are done, or else stops what comes next.
+        """
+        done = work()
+        if distributed.several():
+            self._received = 0
+        return done
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received:
             raise KeyboardInterrupt  # anywhere, so that nothing may be saved
         self._received = number
+
+
+class _Asking:
+    """Whether a signal was received, of several processes by any: every so many calls all ask, every `ASKED` seconds or so.
+
+    How many calls these are follows from the time that they took, of which all hear the longest: so all ask at the same call.
+    """
+
+    def __init__(self) -> None:
+        self._calls, self._next = 0, 1
+        self._since = time.monotonic()
+
+    def heard(self, received: int) -> int:
+        """The signal's number, 0 for none or where this call does not ask. All call it equally often."""
+        if not distributed.several():
+            return received
+        self._calls += 1
+        if self._calls < self._next:
+            return 0
+        heard = int(distributed.most(received))
+        seconds = distributed.most(time.monotonic() - self._since)
+        # At most twice as many as now: the first ones, which wait for a compiler, say little.
+        self._next = int(np.clip(self._calls * ASKED / max(seconds, 1e-6), 1, 2 * self._calls))
+        self._calls, self._since = 0, time.monotonic()
+        return heard
+
+
+def _raise(received: int) -> None:
+    """Interrupted by the signal of this number, unless it is 0."""
+    if received:
+        raise Interrupted(received)
 
 
 def _number(value: float) -> float | None:

@@ -51,6 +51,7 @@ def predict_texts(
     numbers: Sequence[int] | None = None,
     labels: Sequence[LabelSet] | None = None,
     mesh: Mesh | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Prediction]:
     """The answer to each input by `decode.method`: a generated text, or the label with the highest score.
 
@@ -59,12 +60,13 @@ def predict_texts(
     Args:
         numbers: see `predict_tokens`.
         labels: of each input, for "rank".
+        check: is called before each batch, and stops the work by what it raises.
     Other arguments: see `predict_tokens`.
 
     Raises:
         ValueError: "rank" without labels.
     """
-    common: dict[str, Any] = {"lengths": lengths, "decode": decode, "mesh": mesh}
+    common: dict[str, Any] = {"lengths": lengths, "decode": decode, "mesh": mesh, "check": check}
     if decode.method == "generate":
         outputs = predict_tokens(backbone, prompt_module, trainable, inputs, task_ids, numbers=numbers, **common)
         pairs = zip(outputs.tokens, outputs.scores, strict=True)
@@ -98,6 +100,7 @@ def predict_tokens(
     decode: DecodeConfig,
     numbers: Sequence[int] | None = None,
     mesh: Mesh | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Outputs:
     """Decode tokenised inputs, in any order of length and task, to at most M = `decode.max_length` tokens.
 
@@ -108,6 +111,7 @@ def predict_tokens(
         inputs: token ids with EOS, each at most lengths["inputs"] long.
         task_ids: number of each input's prompt in the bank.
         numbers: each input's own number, which with `decode.seed` decides what is drawn for it; default: its place in `inputs`.
+        check: see `predict_texts`.
     """
     length = decode.max_length or lengths["targets"]
     if not len(inputs):
@@ -121,7 +125,7 @@ def predict_tokens(
     def run(batch: Batch) -> decoding.Generated:
         return generate(trainable, backbone.params, batch, seed)
 
-    return Outputs(*_in_batches(run, inputs, columns, lengths["inputs"], decode.batch_size, mesh))
+    return Outputs(*_in_batches(run, inputs, columns, lengths["inputs"], decode.batch_size, mesh, check))
 
 
 def rank_labels(
@@ -135,6 +139,7 @@ def rank_labels(
     lengths: dict[str, int],
     decode: DecodeConfig,
     mesh: Mesh | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
     """The score of every label of each input, float32 [labels of that input], by `decode.label_score`.
 
@@ -150,7 +155,7 @@ def rank_labels(
         return rank(trainable, backbone.params, batch, table)
 
     columns = {"task_ids": task_ids, "label_sets": [number_of[label_set] for label_set in labels]}
-    sums = _in_batches(run, inputs, columns, lengths["inputs"], decode.batch_size, mesh)
+    sums = _in_batches(run, inputs, columns, lengths["inputs"], decode.batch_size, mesh, check)
     sums = [row[: len(label_set.texts)] for row, label_set in zip(sums, labels, strict=True)]
     if decode.label_score == "sum":
         return sums
@@ -226,6 +231,7 @@ def _in_batches(
     longest: int,
     batch_size: int,
     mesh: Mesh | None,
+    check: Callable[[], None] = lambda: None,
 ) -> Any:
     """What `run` makes of batches with the `encoder_tokens` of the n inputs and their entries of the `columns`.
 
@@ -244,6 +250,7 @@ def _in_batches(
     order = np.argsort([len(tokens) for tokens in inputs], kind="stable")
     results: list[Any] = []
     for begin in range(0, len(order), size):
+        check()
         rows = order[begin : begin + size]
         # Fill up with copies of the last example: an empty row might never end, and would keep the others waiting.
         filled = np.concatenate([rows, np.full(size - len(rows), rows[-1])])[index * share : (index + 1) * share]

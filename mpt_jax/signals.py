@@ -2,7 +2,8 @@
 
 `handled` is the command line's. It raises `Interrupted` in the main thread, so that what is under way cleans up after itself.
 Where the main thread does not get to it, deep in a compiler say, a second thread ends the process. Training replaces the handler
-for its steps (`monitor.Interrupt`), because it first saves the state.
+for its steps (`monitor.Interrupt`), because it first saves the state. One of several processes does not leave without the others:
+what it owes them, `distributed` hands to `before_end`.
 """
 
 import contextlib
@@ -11,9 +12,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 5.0  # seconds to clean up, after which the process is ended: nothing that is worth saving takes as long
@@ -31,6 +32,32 @@ class Interrupted(KeyboardInterrupt):
 def exit_code(number: int) -> int:
     """As a shell has it of a process that a signal ended: 130 after SIGINT, 143 after SIGTERM."""
     return 128 + number
+
+
+def before_end(call: Callable[[int], None]) -> None:
+    """From now on `end` calls this, with the exit code."""
+    global _before_end
+    _before_end = call
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process without an orderly end, which would wait for what other threads do; from any thread."""
+    _before_end(code)
+    os._exit(code)
+
+
+def ignore() -> None:
+    """From now on, to the end of the process, neither signal does anything. In another than the main thread nothing changes."""
+    if threading.current_thread() is threading.main_thread():
+        for number in NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _nothing(code: int) -> None:
+    """What a process alone does before it ends."""
+
+
+_before_end: Callable[[int], None] = _nothing
 
 
 @contextlib.contextmanager
@@ -60,7 +87,8 @@ def handled(last_words: str) -> Iterator[None]:
         signal.set_wakeup_fd(outer)
         sys.unraisablehook = hook
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is _raise:  # else `ignore` was called
+                signal.signal(number, handler)
         os.close(writer)  # which ends the thread
 
 
@@ -111,4 +139,4 @@ class _Handling:
     def _end(self, number: int) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"{self._last_words}\n".encode())
-        os._exit(exit_code(number))
+        end(exit_code(number))

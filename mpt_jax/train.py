@@ -90,7 +90,11 @@ def run_training(
         with Interrupt(check) as interrupt:
             run.take_steps(interrupt)
             # Without checkpoints, what was trained would be lost. With them, writing a large model can be left and done again.
-            return run.finish() if run.store is None else interrupt.abandonable(run.finish)
+            if run.store is None:
+                return interrupt.whole(run.finish)
+            if not distributed.several():
+                return interrupt.abandonable(run.finish)
+        return run.finish()  # the processes exchange what they write: a signal stops one at once, and that one the others
     finally:
         run.close()
 
@@ -217,8 +221,8 @@ class _Run:
             if config.checkpoint_period and (last or step % config.checkpoint_period == 0):
                 self._save(step)
                 progress.resume_clock()
-            if not last and self._must_stop(interrupt, step):
-                interrupt.stop()
+            if not last:
+                interrupt.heed()
         self.meter.check(self.state.trainable)
 
     def close(self) -> None:
@@ -245,15 +249,6 @@ class _Run:
         if self.best is None or not self.config.patience:
             return np.zeros(max(self.streams.groups) + 1, bool)
         return self.best.stale >= self.config.patience
-
-    def _must_stop(self, interrupt: Interrupt, step: int) -> bool:
-        """Whether to stop after this step, because that was requested, in any of the processes.
-
-        These may be told at different steps, but all save the same one. They ask one another only when they log and wait anyhow.
-        """
-        if not distributed.several():
-            return interrupt.requested()
-        return step % self.config.log_period == 0 and distributed.any_process(interrupt.requested())
 
     def _restore(self) -> dict[str, Any]:
         """Go to the newest checkpoint. Returns its meta, {} where there is none."""
@@ -301,7 +296,7 @@ class _Run:
             mesh=self.mesh,
             labels=self.labels,
         )
-        metrics = interrupt.abandonable(scoring)
+        metrics = interrupt.in_parts(lambda check: scoring(check=check))
         assert self.best is not None  # eval_period > 0
         self.progress.validation(step, self.best.update(step, metrics, self.streams.tasks, self.state.trainable))
         self.validated = True

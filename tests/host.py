@@ -1,11 +1,18 @@
 """One process of those that test_hosts.py starts: does the jobs that it is given as JSON, each {"do", "run", …}.
 
-The environment says where the other processes are and how many devices this one has. Prints a line of JSON for each job.
+The environment says where the other processes are and how many devices this one has. Prints a line of JSON for each job. It does
+them as a command of `python -m mpt_jax`, and so ends as that does.
 """
 
 import dataclasses
+import functools
+import importlib
+import itertools
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,7 +20,7 @@ import numpy as np
 import tiny
 from jax.experimental import multihost_utils
 
-from mpt_jax import distributed, trees
+from mpt_jax import __main__, cli, distributed, trees
 from mpt_jax.checkpoint import leaves
 from mpt_jax.checkpoint.backbone import open_checkpoint
 from mpt_jax.config import DistributedConfig, Experiment, PartitionConfig
@@ -110,6 +117,15 @@ def late(config: Experiment) -> dict:
     return {"error": distributed._client().blocking_key_value_get("go on", 60_000)}
 
 
+def apart(config: Experiment) -> dict:
+    """Process 0 waits for the other one, and both for a signal. It wakes process 1, but not process 0, whose thread is in C++."""
+    print("waiting", flush=True)
+    if distributed.is_first():
+        distributed.barrier("the test's barrier")
+    time.sleep(3600)
+    return {}
+
+
 def own_folder(config: Experiment) -> dict:
     """A MODEL_DIR that each process has for itself, as on a pod whose hosts share no disk."""
     distributed.SHARED = 1.0
@@ -130,18 +146,35 @@ def shards(partitions: list[int]) -> dict:
     return {"shards": found}
 
 
-def main() -> None:
-    folder, jobs, settings = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+def send_signal(process: int, at: str, call: int) -> None:
+    """That process sends itself SIGTERM when it comes to the function, "MODULE:NAME" of mpt_jax, for the so-manieth time."""
+    module, _, path = at.partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(f"mpt_jax.{module}"))
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    @functools.wraps(function)
+    def signalled(*args, **kwargs):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return function(*args, **kwargs)
+
+    if jax.process_index() == process:
+        setattr(owner, name, signalled)
+
+
+def do_jobs(folder: Path, jobs: list[dict], settings: dict) -> None:
     with distributed.joined(DistributedConfig(**settings)):
         for job in jobs:
+            if "signal" in job:
+                send_signal(**job.pop("signal"))
             do, run, partition = job.pop("do"), job.pop("run", "none"), job.pop("partition", {})
             result = shards(**job) if do == "shards" else globals()[do](experiment(folder, run, partition, **job))
             print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:  # as the command line does
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    given = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+    cli.COMMANDS["jobs"] = cli._Command(lambda arguments: do_jobs(*given), "")
+    sys.argv[1:] = ["jobs"]
+    __main__.run()

@@ -18,15 +18,20 @@ LIMIT = 400  # seconds for any of the runs here, most of which the compiler take
 
 def start(count, folder, jobs, *, devices=1, which=None, **settings):
     """The processes `which` of `count`, each with so many devices, at the jobs."""
+    arguments = [str(ROOT / "tests" / "host.py"), str(folder), json.dumps(jobs), json.dumps(settings)]
+    return launch(count, arguments, devices=devices, which=which)
+
+
+def launch(count, arguments, *, devices=1, which=None):
+    """As `start`, with these arguments of Python."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"}
     env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, str(ROOT / "tests" / "host.py"), str(folder), json.dumps(jobs), json.dumps(settings)]
     places = {n: dict(zip(NAMES, (f"127.0.0.1:{port}", str(count), str(n)), strict=True)) for n in which or range(count)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=env | place, **pipes) for place in places.values()]
+    return [subprocess.Popen([sys.executable, *arguments], env=env | place, **pipes) for place in places.values()]
 
 
 def finish(processes):

@@ -11,13 +11,14 @@ import time
 import numpy as np
 import pytest
 import tiny
-from hosts import LIMIT, TASKS, assert_alike, finish, lines, losses, results, scoring, start, training, write_rows
+from hosts import LIMIT, TASKS, assert_alike, finish, launch, lines, losses, results, scoring, start, training, write_rows
 from safetensors.numpy import load_file
 
 from mpt_jax import distributed
 from mpt_jax.config import DistributedConfig, Experiment
 from mpt_jax.errors import UserError
 from mpt_jax.gin_bindings import parse
+from mpt_jax.gin_text import config_text
 from mpt_jax.prompts.files import load_prompts
 
 MODEL = {"method": "none", "partition": {"num_partitions": 4}, "rate": 0.01, "train": {"checkpoint_period": 4}}
@@ -100,20 +101,69 @@ def test_a_model_is_tuned_across_processes(folder, two, alone):
 
 
 def test_a_request_to_stop_one_process_stops_all_at_one_step(folder, two):
-    """The checkpoint is that of a step which all have taken, the last one in the log."""
-    settings = {"eval_period": 0, "checkpoint_period": 10**6, "log_period": 5}
-    job = {"do": "train", "run": "stopped", "tasks": TASKS, "steps": 10**6, "train": settings}
-    processes = start(2, folder, [job])
-    log = folder / "stopped" / "metrics.jsonl"
+    """Soon, however seldom they log, and with the signal's exit code. The checkpoint is that of a step which all have taken."""
+    settings = {"eval_period": 0, "checkpoint_period": 200, "log_period": 10**6}
+    config = tiny.experiment(folder, "stopped", tasks=TASKS, steps=10**6, train=settings)
+    path = folder / "stopped.gin"
+    path.write_text(config_text(config), encoding="utf-8")
+    processes = launch(2, ["-m", "mpt_jax", "train", f"--gin_file={path}"])
+    checkpoints = folder / "stopped" / "checkpoints"
     until = time.monotonic() + LIMIT
-    while not (log.exists() and log.read_text()) and time.monotonic() < until:
+    while not (checkpoints / "200").exists() and time.monotonic() < until:
         time.sleep(0.1)
     processes[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
     ended = finish(processes)
-    assert [code for code, _, _ in ended] == [130, 130], ended
-    (checkpoint,) = (folder / "stopped" / "checkpoints").iterdir()
-    assert int(checkpoint.name) == max(record["step"] for record in lines(log))
-    assert f"stopped at step {checkpoint.name}" in ended[0][2]
+    assert time.monotonic() - began < 30
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    newest = max(int(checkpoint.name) for checkpoint in checkpoints.iterdir())
+    assert f"stopped at step {newest}; the same command continues from here" in ended[0][2]
+
+
+def stopped(folder, run, at, call=1, steps=4, **more):
+    """What two processes left that train, of which process 1 gets SIGTERM at the function, and the second one's messages."""
+    job = training(run, steps, **more) | {"signal": {"process": 1, "at": at, "call": call}}
+    return finish(start(2, folder, [job]))
+
+
+def test_a_signal_while_they_compile_stops_all_without_a_step(folder, two):
+    ended = stopped(folder, "compiling", "train:_Run._compile")
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert "stopped at step 0;" in ended[0][2]
+
+
+def test_a_signal_while_they_validate_stops_all_between_two_batches(folder, two, alone):
+    """The step before it is saved, and the validation is done when the run resumes."""
+    ended = stopped(folder, "validating", "predict:place_batch", 2, 8)
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert [record["kind"] for record in lines(folder / "validating" / "metrics.jsonl")] == ["train"]
+    assert [path.name for path in (folder / "validating" / "checkpoints").iterdir()] == ["4"]
+    assert_alike(results(1, folder, [training("validating")], devices=2)[0], alone[0])
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_signal_after_the_last_step_leaves_all_stopped_or_all_done(folder, two, checkpoints):
+    """Stopped where the result can be written again, and done where it would be lost."""
+    run = f"ending_{checkpoints}"
+    train = {"eval_period": 0, "checkpoint_period": 4 if checkpoints else 0}
+    ended = stopped(folder, run, "train:_Run.finish", train=train)
+    assert [code for code, _, _ in ended] == ([143, 143] if checkpoints else [0, 0]), ended
+    assert (folder / run / "finished.json").exists() or checkpoints
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_to_one_process_ends_all_alike(tmp_path, signalled):
+    """Within seconds, where they have not agreed on it, and each with the signal's exit code; none is aborted."""
+    processes = start(2, tmp_path, [{"do": "apart"}])
+    assert [process.stdout.readline() for process in processes] == ["waiting\n"] * 2
+    processes[signalled].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = finish(processes)
+    assert time.monotonic() - began < 20
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert "Interrupted. To go on from the last checkpoint: python -m mpt_jax jobs" in ended[signalled][2]
+    assert f"\nprocess {signalled} of 2 was stopped (SIGTERM), and this one with it\n" in ended[1 - signalled][2]
+    assert "terminate" not in ended[0][2] + ended[1][2]
 
 
 def test_processes_that_do_not_come_are_named(tmp_path):

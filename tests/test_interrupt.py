@@ -206,4 +206,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_last_checkpoint(folder):
     last = printed.splitlines()[-1]
     assert last.startswith("error: Cannot write the checkpoint of step 4 into ") and "(File too large); make room" in last
     assert last.endswith("the checkpoint of step 2 is whole.")
+    checkpoints = folder / "full" / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 2, "the whole one, and what was written of the other"
     np.testing.assert_array_equal(run_training(config).params["prompt"], straight.params["prompt"])
+    assert all(path.name.isdecimal() for path in checkpoints.iterdir())

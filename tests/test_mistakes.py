@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -151,6 +152,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(fold
     assert "not finite at step" in line and "tiny_mood" in line and "is kept" in line
     assert any((folder / "r5" / "checkpoints").iterdir())
     assert not (folder / "r5" / "prompts.safetensors").exists()
+
+
+def test_a_device_without_the_memory_is_a_sentence(capsys, monkeypatch):
+    """Whatever the command: here it makes an array that no machine holds."""
+    command = cli.COMMANDS["bench"]._replace(run=lambda arguments: jnp.zeros(2**60, jnp.int8).block_until_ready())
+    monkeypatch.setitem(cli.COMMANDS, "bench", command)
+    line = mistake(capsys, "bench")
+    assert f"has not the memory for this (Out of memory allocating {2**60} bytes)" in line
+    for setting in ("num_microbatches", "num_partitions", "remat", "BATCH_SIZE", "DecodeConfig.batch_size", "`plan`"):
+        assert setting in line
 
 
 def test_no_mistake_has_cost_the_finished_prompt(folder):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import flax.struct
 import jax
@@ -10,6 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+from mpt_jax import distributed
+from mpt_jax.checkpoint import store
+from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.checkpoint.store import Store
 from mpt_jax.errors import UserError
 
@@ -152,6 +156,40 @@ def test_other_shapes_are_a_sentence(written):
     other = make_state(0).replace(trainable={"shared": jnp.zeros((2, 5, 4)), "task_u": jnp.zeros((3, 3, 1))})
     with pytest.raises(UserError, match=r"has float32\[2, 3, 4\] for 'trainable/shared', where this run has float32\[2, 5, 4\]"):
         store_at(written).restore(other, make_best(0))
+
+
+def test_what_a_failed_save_left_is_deleted_when_the_run_goes_on(written):
+    """And is no progress: a run that has nothing else may change its configuration."""
+    partial = written / "checkpoints" / "4.orbax-checkpoint-tmp"
+    (partial / "state").mkdir(parents=True)
+    (partial / "state" / "data").write_bytes(bytes(100))
+    store = store_at(written)
+    assert sorted(path.name for path in (written / "checkpoints").iterdir()) == ["2", "3"]
+    same(store.restore(make_state(0), make_best(0)).state, make_state(3))
+    store.save(4, make_state(4), make_best(4), {})
+    assert store.latest() == 4
+
+
+def test_only_a_whole_checkpoint_is_progress(written):
+    folder = RunFolder(str(written))
+    assert folder.has_progress()
+    for step in ("2", "3"):
+        (written / "checkpoints" / step).rename(written / "checkpoints" / f"{step}.orbax-checkpoint-tmp")
+    assert not folder.has_progress()
+
+
+def test_one_process_sums_for_all(written, monkeypatch):
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    monkeypatch.setattr(store, "_file_sums", lambda folder: pytest.fail("this is not it"))
+    same(store_at(written).restore(make_state(0), make_best(0)).state, make_state(3))
+
+
+def test_sums_take_little_memory(tmp_path):
+    (tmp_path / "data").write_bytes(bytes(2**25))
+    tracemalloc.start()
+    store._file_sums(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
 
 
 def test_the_sums_are_of_every_file(written):

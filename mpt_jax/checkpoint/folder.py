@@ -64,9 +64,11 @@ class RunFolder:
         return config if isinstance(config, dict) else {}
 
     def has_progress(self) -> bool:
-        """Whether a run has left a checkpoint or its result here."""
+        """Whether a run has left a whole checkpoint or its result here."""
         checkpoints = self.path / "checkpoints"
-        return (self.path / "finished.json").exists() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        if (self.path / "finished.json").exists():
+            return True
+        return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
 
     def finished(self) -> dict[str, Any] | None:
         """finished.json, or None while the run is not finished."""

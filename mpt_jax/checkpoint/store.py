@@ -6,8 +6,9 @@
                                   /files.json    size and checksum of each of these files
             damaged/<step>                what was a checkpoint
 
-Orbax writes into a temporary folder and renames it, so a killed run leaves whole checkpoints only. `files.json` is written after
-that; it finds files that were damaged later, before Orbax reads them. The run then goes on from the checkpoint before.
+Orbax writes into a temporary folder and renames it, so a killed run leaves whole checkpoints, and perhaps a partial one that the
+next call deletes. `files.json` is written after that; it finds files that were damaged later, before Orbax reads them. The run
+then goes on from the checkpoint before.
 """
 
 import errno
@@ -29,6 +30,7 @@ from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 
 Tree = Any
+PARTIAL = "*.orbax-checkpoint-tmp*"  # what Orbax calls a checkpoint that is not yet whole
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space on the disk, of the user's quota, or of a file (ulimit -f)
 
 logger = logging.getLogger("mpt_jax")
@@ -47,7 +49,7 @@ class Restored(NamedTuple):
 
 
 class Store:
-    """The checkpoints of one run.
+    """The checkpoints of one run, opened to train it. Partial ones, which a killed call or a full disk left, are deleted.
 
     Args:
         folder: the run's folder (MODEL_DIR); checkpoints lie in its `checkpoints/`.
@@ -60,6 +62,9 @@ class Store:
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
         self._folder = Path(folder) / "checkpoints"
         self._fingerprint, self._data = fingerprint, dict(data)
+        if distributed.is_first():  # without which no process of this run saves, and a run has one call at a time
+            for partial in self._folder.glob(PARTIAL):
+                shutil.rmtree(partial, ignore_errors=True)
         self._manager = ocp.CheckpointManager(
             self._folder.absolute(),
             # Synchronous: a prompt's checkpoint takes some 50 ms, and the donated state may be written over once `save` returns.
@@ -90,6 +95,7 @@ class Store:
             if jax.process_index() == 0:
                 folder = self._folder / str(step)
                 write_text(folder / "files.json", json.dumps(_file_sums(folder), indent=1))
+            distributed.barrier("writing a checkpoint")  # a process that left now would end process 0 before it is done
         except Exception as error:  # Orbax and TensorStore have their own, with the system's words in them
             reason = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
             if reason is None:
@@ -159,14 +165,15 @@ class Store:
         self._manager.close()
 
     def _check(self, step: int) -> None:
-        """As `_check_files`, with one answer in all processes, which must go on from the same checkpoint."""
+        """As `_check_files`, which process 0 does for all: they go on from the same checkpoint, and share its files."""
         damage = None
-        try:
-            self._check_files(step)
-        except Damaged as error:
-            damage = error
+        if distributed.is_first():
+            try:
+                self._check_files(step)
+            except Damaged as error:
+                damage = error
         if distributed.any_process(damage is not None):
-            raise damage or Damaged("another process found it so")
+            raise damage or Damaged("process 0 found it so")
 
     def _check_files(self, step: int) -> None:
         folder = self._folder / str(step)
@@ -215,10 +222,13 @@ class Store:
 def _file_sums(folder: Path) -> dict[str, list[Any]]:
     """Relative path → [bytes, BLAKE2b] of every file of a checkpoint."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "files.json")
-    return {
-        path.relative_to(folder).as_posix(): [path.stat().st_size, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()]
-        for path in files
-    }
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+
+
+def _digest(path: Path) -> str:
+    """BLAKE2b, read in pieces: a file may be as large as a tuned model."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _shapes(tree: Tree) -> dict[str, str]:
