@@ -78,7 +78,8 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     --name | --zone | --project | --type | --version | --mount | --worker)
-      [ $# -ge 2 ] || fail "$1 needs a value; see ./run_tpu.sh --help."
+      # An empty variable before --dry-run would make that the value, and run what should be printed.
+      [[ $# -ge 2 && -n $2 && $2 != -* ]] || fail "$1 needs a value, not '${2:-}'; see ./run_tpu.sh --help."
       printf -v "${1#--}" '%s' "$2"
       shift 2
       ;;
@@ -294,7 +295,7 @@ run() {
 }
 
 mount_bucket() {
-  [ $# -eq 2 ] || fail "mount needs BUCKET and FOLDER after --, such as: mount -- my-bucket bucket."
+  [[ $# -eq 2 && ${1#gs://} =~ ^[^:/]+$ ]] || fail "mount needs a BUCKET and a FOLDER after --, such as: mount -- my-bucket bucket."
   on_workers all mount_folder "${1#gs://}" "$2"
 }
 

@@ -63,6 +63,10 @@ class Slice(NamedTuple):
     topology: str
 
 
+def _example(kind: str) -> str:
+    return f"{kind}:2x2x1" if kind in ("v4", "v5p") else f"{kind}:2x4" if kind in TPUS else f"{kind}:8"
+
+
 def find_slice(name: str) -> Slice:
     """`v5e:2x4`, `v4:2x2x4` … (a TPU slice by its shape in chips) or `h100:8` (GPUs of one kind; `h100` is one).
 
@@ -74,11 +78,10 @@ def find_slice(name: str) -> Slice:
     known = [*TPUS, *GPUS]
     if kind not in known:
         close = difflib.get_close_matches(kind, known, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(known)}."
+        hint = f"Did you mean {_example(close[0])}?" if close else f"There are {', '.join(known)}, such as v5e:2x4 or h100:8."
         raise UserError(f"--topology={name} names no device that is known here. {hint}")
     if not all(part.isdecimal() and int(part) for part in parts) or (kind in TPUS) != (len(parts) > 1):
-        example = f"{kind}:2x2x1" if kind in ("v4", "v5p") else f"{kind}:2x4" if kind in TPUS else f"{kind}:8"
-        raise UserError(f"--topology={name} is no shape of {kind}; write it like {example}.")
+        raise UserError(f"--topology={name} is no shape of {kind}; write it like {_example(kind)}.")
     device = (TPUS | GPUS)[kind]
     chips = math.prod(int(part) for part in parts)
     return Slice(device, chips * device.per_chip, f"{kind}:{shape}" if kind in TPUS else "")

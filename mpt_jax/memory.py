@@ -26,6 +26,10 @@ HEADROOM = 0.1  # of a device's memory, which is left where nobody chose the mes
 INTEGER_FIELDS = {"loss_weights": jnp.float32}  # of a batch; all others are int32
 
 
+class DoesNotFit(UserError):
+    """No mesh has the memory for a job."""
+
+
 class Programs(NamedTuple):
     """A run's compiled functions and the shapes, with their places, of what they are called with."""
 
@@ -200,7 +204,8 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
     """The smallest size of "model" with which the estimate fits `memory` bytes of a device, and leaves HEADROOM of them.
 
     Raises:
-        UserError: none fits, or with none the devices can share the batch.
+        DoesNotFit: none fits.
+        UserError: with none the devices can share the batch.
     """
     tried: dict[int, float] = {}
     fsdp, heads = experiment.partition.fsdp, experiment.backbone.architecture.num_heads
@@ -217,7 +222,7 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
     if not tried:
         check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
     needs = ", ".join(f"{n}: {needed / 2**30:.1f} GiB" for n, needed in tried.items())
-    raise UserError(
+    raise DoesNotFit(
         f"PartitionConfig.num_partitions=0 finds no size of the mesh's model axis with which {len(devices)} devices of "
         f"{memory / 2**30:.1f} GiB hold the job and {HEADROOM:.0%} are left ({needs}); take T5Config.remat='full', a larger "
         "TrainConfig.num_microbatches, a smaller BATCH_SIZE or more devices."

@@ -43,10 +43,11 @@ def make_mesh(config: PartitionConfig | None = None, devices: list[Any] | None =
     # Those of a process together, so that it holds one run of the batch's rows and "model" spans no more processes than it must.
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % (config.num_partitions * config.fsdp):
-        fsdp = f" times PartitionConfig.fsdp {config.fsdp}" if config.fsdp > 1 else ""
+        product = config.num_partitions * config.fsdp
+        factors = f" ({config.num_partitions}) times PartitionConfig.fsdp ({config.fsdp})" if config.fsdp > 1 else ""
         raise UserError(
-            f"PartitionConfig.num_partitions is {config.num_partitions}{fsdp}, which does not divide the {len(devices)} devices "
-            f"of {'this machine' if jax.process_count() == 1 else 'all processes'}; choose a divisor."
+            f"PartitionConfig.num_partitions{factors} is {product}, which does not divide the {len(devices)} devices; choose a "
+            f"divisor of {len(devices)}."
         )
     return Mesh(np.asarray(devices).reshape(-1, config.fsdp, config.num_partitions), ("data", "fsdp", "model"))
 

@@ -371,8 +371,8 @@ def find_prompts(experiment: Experiment) -> str:
         return str(path)
     if experiment.prompt.init != "file":
         raise UserError(
-            f"MODEL_DIR {path.parent} has no {FILE_NAME}; train into it first, or give a prompt with PromptConfig.init='file' "
-            "and PromptConfig.init_file."
+            f"MODEL_DIR {path.parent} has no {FILE_NAME}; train into it first, give the config.gin of one of a study's runs "
+            "(MODEL_DIR/runs/…), or give a prompt with PromptConfig.init='file' and PromptConfig.init_file."
         )
     return experiment.prompt.init_file
 

@@ -31,7 +31,7 @@ from mpt_jax.data.vocabulary import load_vocabulary
 from mpt_jax.errors import UserError
 from mpt_jax.files import write_text
 from mpt_jax.gin_text import gin_literal
-from mpt_jax.jobs import Job, Point, plan_jobs, spread_of_lengths, steps_of
+from mpt_jax.jobs import Job, Point, collect, plan_jobs, spread_of_lengths, steps_of
 from mpt_jax.monitor import BadStepError
 from mpt_jax.pipeline import Lab, duration, run_stage
 from mpt_jax.studies import results
@@ -83,8 +83,10 @@ def check_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> tuple[Path, Drawing]
     """MODEL_DIR of all cells, and how they will be drawn.
 
     Raises:
-        UserError: cells with several folders; a folder that holds a single run or a study; no file of published curves.
+        UserError: an axis that changes nothing; cells with several folders; a folder that holds a single run or a study; no
+            file of published curves.
     """
+    _check_axes(cells)
     folders = {cell.study.base.train.model_dir for cell in cells}
     if len(folders) > 1:
         raise UserError(f"SweepConfig.axes gives the cells several MODEL_DIRs ({', '.join(sorted(folders))}); give one for all.")
@@ -105,6 +107,23 @@ def shown(value: Any) -> Any:
         return isinstance(part, str | int | float | None) or (isinstance(part, tuple | list) and all(map(plain, part)))
 
     return value if plain(value) else " ".join(gin_literal(value).split())
+
+
+def _check_axes(cells: Sequence[Cell]) -> None:
+    """UserError for an axis with whose values every cell trains and scores the same."""
+    keys: dict[int, set[str]] = {number: set() for number in range(len(cells))}
+    for point in collect([cell.study for cell in cells]):
+        for number in point.cells:
+            keys[number].add(point.key)
+    for axis in cells[0].axes:
+        alike: dict[str, list[set[str]]] = {}
+        for number, cell in enumerate(cells):
+            alike.setdefault(repr({name: value for name, value in cell.axes.items() if name != axis}), []).append(keys[number])
+        if any(len(group) > 1 for group in alike.values()) and all(one == group[0] for group in alike.values() for one in group):
+            raise UserError(
+                f"SweepConfig.axes['{axis}'] changes nothing that this study trains; take a field that does (stages have "
+                "StageConfig.steps, batch_size and rules of their own), or leave it out."
+            )
 
 
 def check_data(cells: Sequence[Cell]) -> None:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import jax
 
 from mpt_jax.board import read_results
-from mpt_jax.config import Experiment, StreamConfig
+from mpt_jax.config import Experiment, PartitionConfig, StreamConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.data.registry import find_task
+from mpt_jax.errors import UserError
 from mpt_jax.hardware import GIB, Slice, find_slice
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
-from mpt_jax.memory import estimate_training, mesh_over, programs_of
+from mpt_jax.memory import DoesNotFit, estimate_training, mesh_over, programs_of
 from mpt_jax.partitioning import make_mesh
 from mpt_jax.pipeline import duration
 from mpt_jax.plan import roofline
@@ -44,7 +45,12 @@ def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     """
     groups = tuple(stream.group for stream in experiment.data.streams)
     (device, *_) = jax.devices("cpu")
-    mesh = mesh_over(experiment, groups, [device] * where.size, where.device.memory) if where else make_mesh(devices=[device])
+    mesh = make_mesh(devices=[device])
+    if where is not None:
+        try:
+            mesh = mesh_over(experiment, groups, [device] * where.size, where.device.memory)
+        except DoesNotFit:  # told with all other jobs; by what it needs of the first mesh
+            mesh = make_mesh(PartitionConfig(1, experiment.partition.fsdp), [device] * where.size)
     programs = programs_of(experiment, groups, mesh)
     work = Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
     if where is None:
@@ -101,7 +107,10 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
             continue
         stage = left.stage()
         shapes = {_shapes(experiment): experiment for experiment in stage.trainings}
-        known |= {shape: cost_of(experiment, where) for shape, experiment in shapes.items() if shape not in known}
+        try:
+            known |= {shape: cost_of(experiment, where) for shape, experiment in shapes.items() if shape not in known}
+        except UserError as error:
+            raise UserError(f"A job of the sweep ({stage.title}, {counted(len(left.points), 'point')}): {error}") from None
         each = [known[_shapes(experiment)] for experiment in stage.trainings]
         cost = Cost(sum(one.flops for one in each), sum(one.seconds for one in each), max(one.memory for one in each))
         costs.append(cost)

@@ -276,6 +276,27 @@ def test_a_dry_run_tells_what_plan_tells_and_what_does_not_fit(folder, monkeypat
     assert f"1 of {len(needs)} jobs would NOT fit" in describe([cell], folder / "there", "h100")
 
 
+def test_an_axis_that_changes_nothing_is_refused(folder, capsys):
+    """A study's stages have their own steps. An axis of which only some methods know is none of these."""
+    gin = gin_study(folder, "idle")
+    assert cli.main(["sweep", f"--gin_file={gin}", "--gin.SweepConfig.axes={'TrainConfig.steps': (3, 5)}"]) == 2
+    assert "SweepConfig.axes['TrainConfig.steps'] changes nothing that this study trains" in capsys.readouterr().err
+    assert not (folder / "idle").exists()
+    axes = "--gin.SweepConfig.axes={'PROMPT_LENGTH': (2, 4), 'TrainConfig.steps': (3, 5)}"
+    assert cli.main(["sweep", f"--gin_file={gin}", axes, "--dry-run"]) == 2
+
+
+def test_a_dry_run_lists_all_jobs_where_no_mesh_holds_one(folder, monkeypatch):
+    (cell,) = cells_of(folder, "nowhere", lengths=(4,))
+    free = cell._replace(
+        study=dataclasses.replace(cell.study, base=tiny.replace(cell.study.base, partition={"num_partitions": 0}))
+    )
+    tight = find_slice("h100")._replace(device=find_slice("h100").device._replace(memory=1000))
+    monkeypatch.setattr("mpt_jax.sweep_cost.find_slice", lambda _: tight)
+    number = len(plan_jobs([free.study]))
+    assert f"{number} of {number} jobs would NOT fit" in describe([free], folder / "nowhere", "h100")
+
+
 CURVES = [{"label": "Theirs", "source": "A paper", "x": [2, 4], "y": [40, 60]}]
 
 
