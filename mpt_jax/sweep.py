@@ -86,10 +86,10 @@ def check_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> tuple[Path, Drawing]
         UserError: an axis that changes nothing; cells with several folders; a folder that holds a single run or a study; no
             file of published curves.
     """
-    _check_axes(cells)
     folders = {cell.study.base.train.model_dir for cell in cells}
     if len(folders) > 1:
         raise UserError(f"SweepConfig.axes gives the cells several MODEL_DIRs ({', '.join(sorted(folders))}); give one for all.")
+    _check_axes(cells)
     folder = Path(folders.pop()).expanduser()
     run = RunFolder(str(folder))
     if run.has_progress() or (run.is_study() and not (folder / "points").is_dir()):

@@ -397,6 +397,7 @@ def test_a_kill_while_results_are_written_loses_no_point(folder, capsys):
     """A tuned model is there until its results are; and where it is gone without them, it is trained again."""
     few = {"model_tuning": study.pipeline(folder).few_shot["model_tuning"]}
     gin = gin_study(folder, "cut", few_shot=few, targets=("tiny_mood",), seeds=(0,))
+    gin.write_text(f"{gin.read_text()}SweepConfig.axes = {{'PipelineConfig.max_test_examples': (4, 5)}}\n")
     command = [sys.executable, "-c", KILLED_AT_RESULTS, str(gin)]
     assert subprocess.run(command, **WHERE).returncode == -signal.SIGKILL
     assert list((folder / "cut" / "points").glob("*.json")) == []
