@@ -51,9 +51,14 @@ class Cell(NamedTuple):
     study: PipelineConfig
 
     @property
+    def shown(self) -> dict[str, Any]:
+        """The values as results have them."""
+        return {axis: shown(value) for axis, value in self.axes.items()}
+
+    @property
     def name(self) -> str:
         """'PROMPT_LENGTH=20, PromptConfig.init=vocab'."""
-        return ", ".join(f"{axis}={shown(value)}" for axis, value in self.axes.items())
+        return ", ".join(f"{axis}={value}" for axis, value in self.shown.items())
 
 
 def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
@@ -182,8 +187,7 @@ def collect_results(points: Sequence[tuple[Point, Sequence[Record] | None]], cel
         for number in point.cells:
             for record in found or ():
                 cell = cells[number]
-                axes = {axis: shown(value) for axis, value in cell.axes.items()}
-                named = {**record, "run_id": f"{cell.name}: {record['run_id']}", "cell": axes}
+                named = {**record, "run_id": f"{cell.name}: {record['run_id']}", "cell": cell.shown}
                 by_cell.setdefault(number, []).append(named)
     return [record for number in sorted(by_cell) for record in by_cell[number]]
 

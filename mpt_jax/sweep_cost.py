@@ -16,7 +16,7 @@ from mpt_jax.data.registry import find_task
 from mpt_jax.errors import UserError
 from mpt_jax.hardware import GIB, Slice, find_slice
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
-from mpt_jax.memory import DoesNotFit, estimate_training, mesh_over, programs_of
+from mpt_jax.memory import DoesNotFit, Programs, estimate_training, mesh_over, programs_of
 from mpt_jax.partitioning import make_mesh
 from mpt_jax.pipeline import duration
 from mpt_jax.plan import roofline
@@ -40,23 +40,28 @@ class Cost(NamedTuple):
 def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     """From shapes alone: no data is read, nothing is compiled. Without devices FLOP are all that can be told.
 
+    What no mesh has the memory for costs what it would with the model whole on each device.
+
     Raises:
-        UserError: the devices cannot share the batch, or not hold the model as `PartitionConfig` says.
+        UserError: the devices are no multiple of the mesh, or cannot share the batch.
     """
     groups = tuple(stream.group for stream in experiment.data.streams)
     (device, *_) = jax.devices("cpu")
-    mesh = make_mesh(devices=[device])
-    if where is not None:
-        try:
-            mesh = mesh_over(experiment, groups, [device] * where.size, where.device.memory)
-        except DoesNotFit:  # told with all other jobs; by what it needs of the first mesh
-            mesh = make_mesh(PartitionConfig(1, experiment.partition.fsdp), [device] * where.size)
-    programs = programs_of(experiment, groups, mesh)
-    work = Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
     if where is None:
-        return Cost(work.flops, 0.0, 0.0)
-    seconds = roofline(work, where, mesh.shape).likely
-    return Cost(work.flops, seconds, estimate_training(programs, experiment).total)
+        return Cost(_work(programs_of(experiment, groups, make_mesh(devices=[device])), experiment).flops, 0.0, 0.0)
+    devices = [device] * where.size
+    try:
+        mesh = mesh_over(experiment, groups, devices, where.device.memory)
+    except DoesNotFit:  # told with all other jobs
+        mesh = make_mesh(PartitionConfig(1, experiment.partition.fsdp), devices)
+    programs = programs_of(experiment, groups, mesh)
+    work = _work(programs, experiment)
+    return Cost(work.flops, roofline(work, where, mesh.shape).likely, estimate_training(programs, experiment).total)
+
+
+def _work(programs: Programs, experiment: Experiment) -> Work:
+    """Of all steps."""
+    return Work().plus(work_of(programs.train.trace(*programs.train_arguments)), experiment.train.steps)
 
 
 def _shapes(experiment: Experiment) -> str:
@@ -106,12 +111,13 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         if not left.points:
             continue
         stage = left.stage()
-        shapes = {_shapes(experiment): experiment for experiment in stage.trainings}
+        trainings = [(_shapes(experiment), experiment) for experiment in stage.trainings]
         try:
-            known |= {shape: cost_of(experiment, where) for shape, experiment in shapes.items() if shape not in known}
+            new = {shapes: experiment for shapes, experiment in trainings if shapes not in known}
+            known |= {shapes: cost_of(experiment, where) for shapes, experiment in new.items()}
         except UserError as error:
             raise UserError(f"A job of the sweep ({stage.title}, {counted(len(left.points), 'point')}): {error}") from None
-        each = [known[_shapes(experiment)] for experiment in stage.trainings]
+        each = [known[shapes] for shapes, _ in trainings]
         cost = Cost(sum(one.flops for one in each), sum(one.seconds for one in each), max(one.memory for one in each))
         costs.append(cost)
         there = f"{duration(cost.seconds):>11} {cost.memory / GIB:7.2f}  " if where else ""

@@ -91,21 +91,14 @@ def _bug(targets: list[str], predictions: list[str]) -> dict[str, float]:
     raise TypeError("a bug in a metric")
 
 
-seqio.TaskRegistry.add(
-    "tiny_bug",
-    source=features.rows_source({split: _rows(_mood, split, 16) for split in ("train", "validation")}),
-    preprocessors=[*features.TOKENIZE],
-    output_features=features.output_features(),
-    metric_fns=[_bug],
-)
-
-seqio.TaskRegistry.add(
-    "tiny_nan",
-    source=features.rows_source({split: _rows(_mood, split, 16) for split in ("train", "validation")}),
-    preprocessors=[*features.TOKENIZE],
-    output_features=features.output_features(),
-    metric_fns=[_nan],
-)
+for _name, _metric in (("tiny_bug", _bug), ("tiny_nan", _nan)):
+    seqio.TaskRegistry.add(
+        _name,
+        source=features.rows_source({split: _rows(_mood, split, 16) for split in ("train", "validation")}),
+        preprocessors=[*features.TOKENIZE],
+        output_features=features.output_features(),
+        metric_fns=[_metric],
+    )
 
 seqio.TaskRegistry.add(  # as those for pretraining
     "tiny_no_metric",
