@@ -129,7 +129,8 @@ def test_a_weight_that_is_not_finite_in_a_hugging_face_file(tmp_path: Path) -> N
 
 def test_eight_devices_hold_what_one_does(tmp_path: Path) -> None:
     """Each kind of checkpoint, streamed onto a mesh of 2 x 4 devices."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     script = [sys.executable, str(ROOT / "tests" / "eight_devices_load.py"), str(tmp_path)]
     done = subprocess.run(script, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 def test_eight_devices_compute_what_one_does():
     """Batch over 8, and batch over 2 with the model over 4: losses of two steps to 1e-5, whole batches or microbatches, decoded
     tokens exactly."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "eight_devices.py")], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
