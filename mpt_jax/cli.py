@@ -266,18 +266,21 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
     cells = [Cell(axes, study) for (axes, _), study in zip(read, studies, strict=True)]
     distributed.refuse(cells[0].study.base.distributed, "sweep")
-    folder, _ = check_sweep(config, cells)
     if arguments.dry_run:
         from mpt_jax.sweep_cost import describe
 
+        folder, _ = check_sweep(config, cells)
         print(describe(cells, folder, arguments.topology))
         return
-    for number, (_, cell) in enumerate(read):
-        write_config(cell.config_gin(PipelineConfig), cells[number].study, str(folder / "cells" / f"{number:03d}"))
-    for old in (folder / "cells").iterdir():  # of a larger grid that was here before
-        if old.name.isdecimal() and int(old.name) >= len(cells):
-            shutil.rmtree(old, ignore_errors=True)
-    _say_where_the_report_is(run_sweep(config, cells))
+
+    def write_cells(folder: Path) -> None:  # a call that is refused leaves those of the sweep that is there
+        for number, ((_, cell), (_, study)) in enumerate(zip(read, cells, strict=True)):
+            write_config(cell.config_gin(PipelineConfig), study, str(folder / "cells" / f"{number:03d}"))
+        for old in (folder / "cells").iterdir():  # of a larger grid that was here before
+            if old.name.isdecimal() and int(old.name) >= len(cells):
+                shutil.rmtree(old, ignore_errors=True)
+
+    _say_where_the_report_is(run_sweep(config, cells, write_cells))
 
 
 def _plan(arguments: argparse.Namespace) -> None:

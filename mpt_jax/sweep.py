@@ -15,7 +15,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,11 @@ class Cell(NamedTuple):
         return ", ".join(f"{axis}={value}" for axis, value in self.shown.items())
 
 
-def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
+def run_sweep(cfg: SweepConfig, cells: Sequence[Cell], begin: Callable[[Path], None] = lambda folder: None) -> Path:
     """Does what is left of a sweep, or helps another call with it, and writes the report; returns the path of the HTML page.
+
+    Args:
+        begin: is called with MODEL_DIR when nothing of the sweep was refused, before anything is trained.
 
     Raises:
         UserError: a mistake in the configuration (told before anything is trained); points that have failed, after all others are
@@ -72,6 +75,7 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell]) -> Path:
     jobs = plan_jobs([cell.study for cell in cells])
     check_data(cells)
     check_done(folder, jobs, cells)
+    begin(folder)
     with Board(folder, cfg.claim_timeout) as board:
         failed = _Worker(cells, jobs, board, folder, drawing).work()
     if not write_results(folder, jobs, cells, drawing):

@@ -348,6 +348,12 @@ def test_cells_of_a_larger_grid_do_not_stay(folder, finished):
     assert sorted(path.name for path in (folder / "smaller" / "cells").iterdir()) == ["000", "001", "notes"]
 
 
+def test_a_call_that_is_refused_for_its_data_leaves_nothing(folder, capsys):
+    gin = gin_study(folder, "refused")
+    assert cli.main(["sweep", f"--gin_file={gin}", "--gin.PipelineConfig.test_split='nowhere'"]) == 2
+    assert "nowhere" in capsys.readouterr().err and not (folder / "refused").exists()
+
+
 @pytest.mark.parametrize(
     ("axes", "sentence"),
     [
