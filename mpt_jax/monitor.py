@@ -267,10 +267,6 @@ class Interrupt:
         if kind is None:
             _raise(self._received)
 
-    def requested(self) -> bool:
-        """Whether this process was told to stop."""
-        return self._received != 0
-
     def heed(self) -> None:
         """Raises `Interrupted` if a stop was requested. Between two steps; several processes take some more, and stop at one."""
         _raise(self._steps.heard(self._received))

@@ -40,15 +40,19 @@ def start(folder: Path, name: str, config, *before: str) -> subprocess.Popen:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_it_is_asked_for(number):
+    reached = []
+
     def work():
         with Interrupt() as interrupt:
-            assert not interrupt.requested()
+            interrupt.heed()
             os.kill(os.getpid(), number)
-            assert interrupt.requested()
+            reached.append("the end of a step")
+            interrupt.heed()
+            reached.append("the next")
 
     with pytest.raises(Interrupted) as caught:
         work()
-    assert caught.value.number == number
+    assert caught.value.number == number and reached == ["the end of a step"]
 
 
 def test_a_second_signal_does_not_wait():
