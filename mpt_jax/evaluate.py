@@ -173,8 +173,8 @@ def run_evaluate(experiment: Experiment) -> dict[str, Any]:
     rows = []
     for stream, number, one in zip(streams.configs, numbers, answered, strict=True):
         metrics = one.score()
-        row = {"task": stream.task, "prompt": number, "score": main_score(metrics), "metrics": metrics}
-        rows.append(row | {"examples": len(one.rows)})
+        row = {"task": stream.task, "prompt": number, "length": trained.length_of(number), "score": main_score(metrics)}
+        rows.append(row | {"metrics": metrics, "examples": len(one.rows)})
     score = float(np.mean([row["score"] for row in rows]))
     decode = {name: value for name, value in dataclasses.asdict(experiment.decode).items() if name != "batch_size"}
     result = {"source": trained.source, "split": data.eval_split, "decode": decode, "score": score, "tasks": rows}
@@ -231,8 +231,10 @@ def ensembles(
 def _tell(result: dict[str, Any]) -> None:
     """A line for each task, or for each of its prompts where it has several, and one for the mean; then the ensembles."""
     tasks = [row["task"] for row in result["tasks"]]
+    several_lengths = len({row["length"] for row in result["tasks"]}) > 1
     for row in result["tasks"]:
         which = f", prompt {row['prompt']}" if tasks.count(row["task"]) > 1 else ""
+        which += f", {row['length']} tokens" if several_lengths else ""
         print(f"{row['task']}{which}  {_numbers(row['metrics'])}  ({row['examples']} examples)")
     if len(result["tasks"]) > 1:
         print(f"mean  {result['score']:.2f}")

@@ -123,20 +123,21 @@ def _prompt_numbers(experiment: Experiment, rows: Sequence[Row], trained: setup.
 
     A single prompt serves other tasks than its own, too, but not names of none.
     """
-    numbers, path, known = [], experiment.infer.input_file, set(trained.tasks)
+    path, numbers = experiment.infer.input_file, {}  # of each task
     for row in rows:
         line, task = row[LINE], row.get("task")
         if task is None and len(trained.tasks) > 1:
             names = ", ".join(dict.fromkeys(trained.tasks))
             raise UserError(f"{path}, line {line}: no 'task'; {trained.source} has several prompts, for {names}.")
+        if str(task) in numbers:
+            continue
         try:
-            if len(trained.tasks) == 1 and task is not None and str(task) not in known:
+            if len(trained.tasks) == 1 and task is not None and str(task) not in trained.tasks:
                 mixture_tasks(experiment.data, str(task))
-                known.add(str(task))
-            numbers += trained.prompt_of([str(task)])
+            [numbers[str(task)]] = trained.prompt_of([str(task)])
         except UserError as error:
             raise UserError(f"{path}, line {line}: {error}") from None
-    return numbers
+    return [numbers[str(row.get("task"))] for row in rows]
 
 
 def _labels(

@@ -288,14 +288,14 @@ def match_tasks(tasks: Sequence[str], meta: dict[str, Any], source: str) -> list
         return list(range(len(tasks)))
     if len(available) == 1:
         return [0] * len(tasks)
-    numbers = []
-    for task in tasks:
+    found: dict[str, int] = {}
+    for task in dict.fromkeys(tasks):
         number = best_stream(meta, task)
         if number is None:
             names = dict.fromkeys(available)
             raise UserError(f"{source} has no prompt for task '{task}'; it has {', '.join(names)}.{nearest(task, names)}")
-        numbers.append(number)
-    return numbers
+        found[task] = number
+    return [found[task] for task in tasks]
 
 
 class Trained(NamedTuple):
@@ -317,6 +317,10 @@ class Trained(NamedTuple):
     def tasks(self) -> tuple[str, ...]:
         """The task of each prompt; () without prompts."""
         return tuple(self.meta.get("tasks", ()))
+
+    def length_of(self, number: int) -> int:
+        """The tokens of a prompt; 0 without prompts."""
+        return int(self.meta["lengths"][self.meta["groups"][number]]) if self.meta else 0
 
     def prompt_of(self, tasks: Sequence[str]) -> list[int]:
         """The number of each task's prompt. UserError for a task without one."""

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mpt_jax import setup
-from mpt_jax.config import DecodeConfig
+from mpt_jax.config import DecodeConfig, StreamConfig
 from mpt_jax.errors import UserError
 from mpt_jax.evaluate import evaluate, examined, main_score, run_evaluate
 from mpt_jax.predict import predict_tokens, rank_labels
@@ -147,6 +147,21 @@ def test_command_scores_what_the_folder_holds(folder, backbone, bank, capsys):
         prompt_ids=[2, 1],
     )
     assert [row["metrics"] for row in result["tasks"]] == direct
+
+
+def test_command_tells_prompts_of_several_lengths_apart(folder, backbone, bank, capsys):
+    prompts = np.asarray(bank[1]["prompt"])[:2].copy()
+    longest = prompts.shape[1]
+    prompts[1, :-2] = 0
+    meta = {"tasks": ["tiny_mood"] * 2, "groups": [0, 1], "lengths": [longest, 2], "backbone": backbone.fingerprint}
+    save_prompts(folder / "lengths" / "prompts.safetensors", {"prompt": prompts}, meta)
+    streams = tuple(StreamConfig("tiny_mood", group=n, seed=n) for n in range(2))
+    config = tiny.experiment(folder, "lengths", tasks=("tiny_mood",), streams=streams, train={"max_eval_examples": 4})
+    result = run_evaluate(config)
+    assert [row["length"] for row in result["tasks"]] == [longest, 2]
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"tiny_mood, prompt 0, {longest} tokens  ")
+    assert second.startswith("tiny_mood, prompt 1, 2 tokens  ")
 
 
 @pytest.mark.parametrize("scores, best", [([1.0, 7.0, None, 3.0], 1), ([None] * 4, 0)])

@@ -66,6 +66,30 @@ def test_a_task_chooses_its_prompt_and_the_best_of_its_seeds(method, tmp_path):
         load_prompts(f"{path}#mnl")
 
 
+@pytest.mark.parametrize("method", SHAPES)
+def test_a_number_chooses_that_prompt_and_a_task_tells_which_it_took(method, tmp_path, caplog):
+    path, stored = tmp_path / "p.safetensors", random_params(method)
+    lengths, scores = [P, P - 1], [81.5, 90.0]
+    save_prompts(path, stored, META | {"lengths": lengths, "scores": scores})
+    with caplog.at_level(logging.INFO, "mpt_jax"):
+        for number, group in enumerate(META["groups"]):
+            params, meta = load_prompts(f"{path}#{number}")
+            assert meta["tasks"] == [META["tasks"][number]] and meta["lengths"] == [lengths[group]]
+            for name, leaf in stored.items():
+                tokens = leaf[number if name.startswith("task_") else group]
+                np.testing.assert_array_equal(params[name][0], tokens if name == "task_v" else tokens[-lengths[group] :])
+        assert not caplog.messages  # nothing was chosen for anyone
+        load_prompts(f"{path}#mnli")
+    taken = f"prompt 2 is taken ({P - 1} tokens, seed 8), the best by validation score, 90.00"
+    assert caplog.messages == [f"{path} has 2 prompts for mnli; {taken}"]
+    with pytest.raises(UserError, match="has no prompt 3; it has 3, numbered from 0"):
+        load_prompts(f"{path}#3")
+    save_prompts(path, stored, META | {"tasks": ["mnli", "1", "mnli"]})
+    assert load_prompts(f"{path}#1")[1]["tasks"] == ["1"]  # a task's name comes first
+    save_prompts(path, stored, META | {"tasks": ["mnli", "mnli", "2"]})
+    assert load_prompts(f"{path}#2")[1]["tasks"] == ["2"]
+
+
 def test_the_whole_bank_can_be_asked_for(tmp_path):
     path = save_prompts(tmp_path / "p.safetensors", random_params(), META)
     assert load_prompts(f"{path}#*")[1]["tasks"] == META["tasks"]

@@ -132,7 +132,7 @@ class ExportConfig:
 
     format: str = "safetensors"
     output: str = ""  # the file ("safetensors", "npy") or folder; for a bank in more than one piece, the folder of the pieces
-    task: str = ""  # the one task of a bank whose prompt is written; "" = the whole bank
+    task: str = ""  # the one task of a bank whose prompt is written, or a prompt's number, from 0; "" = the whole bank
 
     def validate(self) -> None:
         choice("ExportConfig.format", self.format, EXPORT_FORMATS)

@@ -28,7 +28,7 @@ class PromptConfig:
     init_labels_of: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     init_labels: tuple[str, ...] = ()
     init_text: str = ""
-    init_file: str = ""  # a prompt file, a run's folder or what `export` writes; "PATH#TASK" chooses one prompt of a bank
+    init_file: str = ""  # a prompt file, a run's folder or what `export` writes; "PATH#TASK", "PATH#NUMBER": one prompt of a bank
     factor_init: str = "ones"  # "ones" (then P_k starts as P*) or "normal"
     factor_scale: float = 0.02  # standard deviation of "normal"; with "ones", of the noise added to each rank
     factor_source: str = "mean"  # with init="file": the mean of the sources' u, v, or one source's by task name

@@ -17,6 +17,7 @@ A prompt may also lie in a NumPy array, in prompt-tuning's folder (`arrays.py`) 
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from mpt_jax.errors import UserError
 from mpt_jax.prompts import peft
 from mpt_jax.prompts.arrays import Arrays, find_t5x, is_array, read_array, read_tensors, write_tensors
 from mpt_jax.prompts.base import bank_axis, has_tokens
+
+logger = logging.getLogger("mpt_jax")
 
 FILE_NAME = "prompts.safetensors"  # in a run's folder
 LEAVES = {"plain": ("prompt",), "mpt": ("shared", "task_u", "task_v")}
@@ -66,8 +69,8 @@ def load_prompts(path: str | Path) -> tuple[Arrays, Meta]:
 
     Args:
       path: the file, or a folder: a run's with `prompts.safetensors`, else a PEFT adapter's, else one of prompt-tuning. Any
-        may be followed by `#TASK` for the prompt of one task of the bank (of several seeds of that task, the best by
-        validation score), or by `#*`, which is the whole bank.
+        may be followed by `#TASK` for the prompt of one task of the bank (of several of that task the `best_stream`), by
+        `#NUMBER` for that of a stream, or by `#*`, which is the whole bank.
 
     Returns:
       (params as float32 NumPy arrays, meta as Python values; `meta["path"]` is the file). Missing metadata is filled in:
@@ -92,10 +95,15 @@ def load_prompts(path: str | Path) -> tuple[Arrays, Meta]:
 
 
 def choose_task(params: Arrays, meta: Meta, task: str) -> tuple[Arrays, Meta]:
-    """The bank of one stream: the `best_stream` of `task`."""
+    """The bank of one stream: the `best_stream` of `task` or, where that is no task's name but a number, the stream's."""
+    tasks = meta["tasks"]
+    if task.isdecimal() and task not in tasks:
+        if int(task) >= len(tasks):
+            raise UserError(f"{meta['path']} has no prompt {task}; it has {len(tasks)}, numbered from 0.")
+        return choose_stream(params, meta, int(task))
     stream = best_stream(meta, task)
     if stream is None:
-        names = sorted(set(meta["tasks"]))
+        names = sorted(set(tasks))
         held = ", ".join(filter(None, names)) or "prompts without a task's name"
         raise UserError(f"{meta['path']} has no prompt for '{task}'; it has {held}.{nearest(task, names)}")
     return choose_stream(params, meta, stream)
@@ -116,10 +124,20 @@ def choose_stream(params: Arrays, meta: Meta, stream: int) -> tuple[Arrays, Meta
 
 
 def best_stream(meta: Meta, task: str) -> int | None:
-    """Of the streams of `task` that with the best score, the first where there are no scores; None where there is no stream."""
-    streams = [index for index, name in enumerate(meta["tasks"]) if name == task]
-    scores = {index: meta["scores"][meta["groups"][index]] for index in streams}
-    return max(streams, key=lambda index: -np.inf if scores[index] is None else scores[index], default=None)
+    """Of the streams of `task` that with the best score, the first where there are no scores; None where there is no stream.
+
+    Where there are several, it says which one it takes.
+    """
+    scores = {n: meta["scores"][meta["groups"][n]] for n, name in enumerate(meta["tasks"]) if name == task}
+    best = max(scores, key=lambda n: -np.inf if scores[n] is None else scores[n], default=None)
+    if best is not None and len(scores) > 1:
+        group, score = meta["groups"][best], scores[best]
+        why = "the first, as none has a score" if score is None else f"the best by validation score, {score:.2f}"
+        logger.info(
+            "%s has %d prompts for %s; prompt %d is taken (%d tokens, seed %s), %s",
+            *(meta["path"], len(scores), task, best, meta["lengths"][group], meta["seeds"][group], why),
+        )
+    return best
 
 
 def check_prompts(meta: Meta, *, d_model: int, backbone: str = "", length: int = 0, max_length: int = 0) -> None:
@@ -156,7 +174,7 @@ def check_prompts(meta: Meta, *, d_model: int, backbone: str = "", length: int =
 
 
 def _locate(path: str | Path) -> tuple[Path, str]:
-    """(existing file, task or "") of PATH, PATH#TASK."""
+    """(existing file, task, number, "*" or "") of PATH, PATH#TASK."""
     whole, task = Path(path).expanduser(), ""
     if not whole.exists() and "#" in str(path):
         before, _, task = str(whole).rpartition("#")
