@@ -86,7 +86,7 @@ def _do_what_is_left(cfg: PipelineConfig, folder: Path, claims: Claims, begin: C
     left = remaining(cfg, stages, set(recorded))
     clock = Clock(stages, left)
     if left:
-        lab = Lab(cfg, recorded.values(), claims.check)
+        lab = Lab(cfg, left[0].trainings[-1], recorded.values(), claims.check)
         begin()
         clock.test_sizes = lab.data.test_sizes()
         for stage in left:
@@ -137,15 +137,16 @@ class Lab:
     """What all stages share: the backbone, the vocabulary and every cache, opened (and built) before anything is trained.
 
     Args:
+        first: the first training; the backbone is laid out as it needs it.
         recorded: results that those of this study will be beside.
         check: stops the work by what it raises (`run_training`).
     Raises:
         UserError: a result of another backbone, of other data or scored in another way.
     """
 
-    def __init__(self, cfg: PipelineConfig, recorded: Iterable[Record], check: Callable[[], None]):
+    def __init__(self, cfg: PipelineConfig, first: Experiment, recorded: Iterable[Record], check: Callable[[], None]):
         self.cfg, self.check = cfg, check
-        self.mesh = setup.mesh_of(cfg.base)
+        self.mesh = setup.mesh_of(first)
         self.backbone: Backbone = setup.open_backbone(cfg.base, self.mesh)
         remember(cfg.base.backbone, cfg.base.data, self.backbone.fingerprint)
         recorded = list(recorded)
@@ -156,6 +157,11 @@ class Lab:
         documented = reference_scores(cfg.base.data.task_modules)
         most = cfg.max_test_examples
         self.references = {task: reference_of(documented.get(task, {}), test, most) for task, test in self.data.tests.items()}
+
+    def lay_out(self, experiment: Experiment) -> None:
+        """The backbone as this training needs it: with `num_partitions=0` each has its own mesh, and two copies may not fit."""
+        if (mesh := setup.mesh_of(experiment)) != self.mesh:
+            self.backbone, self.mesh = setup.place_backbone(self.backbone, mesh), mesh
 
 
 def check_kept(cfg: PipelineConfig, recorded: Iterable[Record]) -> None:
@@ -181,6 +187,7 @@ def run_stage(lab: Lab, stage: Stage, label: str, say: Callable[[str], None]) ->
     """
     began = time.perf_counter()
     experiment = stage.trainings[-1]
+    lab.lay_out(experiment)
     starts = find_starts(stage, lab.backbone, lab.vocabulary, label, lab.check) if stage.transfer else []
     trained = run_training(experiment, lab.backbone, label=label, check=lab.check)
     text = f"# A run of a study: evaluate, infer and export take this file.\n\n{config_text(experiment)}"

@@ -28,7 +28,7 @@ from mpt_jax.checkpoint.folder import RunFolder
 from mpt_jax.claims import ClaimLost
 from mpt_jax.config import PipelineConfig, SweepConfig
 from mpt_jax.data.vocabulary import load_vocabulary
-from mpt_jax.errors import UserError
+from mpt_jax.errors import UserError, sentence
 from mpt_jax.files import write_text
 from mpt_jax.gin_text import gin_literal
 from mpt_jax.jobs import Job, Point, collect, plan_jobs, spread_of_lengths, steps_of
@@ -81,8 +81,8 @@ def run_sweep(cfg: SweepConfig, cells: Sequence[Cell], begin: Callable[[Path], N
     if not write_results(folder, jobs, cells, drawing):
         raise UserError(f"No point of the sweep was done; {_why(failed, jobs, folder)}")
     report = write_report(folder)
-    for sentence in grid_findings(results.read(folder / results.RESULTS_FILE), cfg.x):
-        print(sentence, file=sys.stderr, flush=True)
+    for finding in grid_findings(results.read(folder / results.RESULTS_FILE), cfg.x):
+        print(finding, file=sys.stderr, flush=True)
     if failed:
         raise UserError(f"{_why(failed, jobs, folder)} The report has the others: {report}.")
     return report
@@ -301,10 +301,12 @@ class _Worker:
             left = [point for point in job.points if point.key not in self.finished]
             if not left:
                 raise
-            if not isinstance(error, UserError):
+            told = sentence(error)
+            if told is None:
                 traceback.print_exc()
+                told = " ".join(str(error).split())[:1000] or type(error).__name__
             for point in left:
-                self._fail(point, " ".join(str(error).split())[:1000] or type(error).__name__)
+                self._fail(point, told)
 
     def _train(self, job: Job) -> None:
         stage, first = job.stage(), job.points[0]
@@ -351,7 +353,7 @@ class _Worker:
         if self.lab is None or self.lab[0] != key:
             self.lab = None  # give the memory back first
             recorded = [record for job in self.jobs for p in job.points if p.cells[0] in cells for record in self._results(p)]
-            self.lab = (key, Lab(study, recorded, self.board.claims.check))
+            self.lab = (key, Lab(study, job.stage().trainings[-1], recorded, self.board.claims.check))
         return self.lab[1]
 
     def _results(self, point: Point) -> Sequence[Record]:

@@ -122,6 +122,9 @@ class _Run:
         start = setup.initial_trainable(experiment, self.streams, self.backbone, self.vocabulary)
         recipe = (experiment.optimizer, self.config.steps, groups)
         self.state = create_state(start, model, *recipe, self.config.seed, self.mesh, self.config.spike_window)
+        if self.prompt_module is None:  # the state has a copy of the weights, and trains that
+            self.backbone = self.backbone._replace(params={})
+            del start
         self.train_step = make_train_step(
             model,
             self.prompt_module,

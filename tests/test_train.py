@@ -1,6 +1,7 @@
 """Whole runs on a tiny T5: what moves and what does not, what is compiled, what is written, what goes wrong."""
 
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -114,6 +115,22 @@ def test_model_tuning_moves_everything_and_writes_a_model(folder, pretrained):
     run_training(on_tuned)
     again = run_training(config)  # finished: read back
     jax.tree.map(np.testing.assert_array_equal, again.params, result.params)
+
+
+def test_model_tuning_holds_its_weights_once(folder):
+    """The state's; not the loaded ones, too, of which it is a copy."""
+
+    def kernels():
+        gc.collect()
+        return {id(leaf) for leaf in jax.live_arrays() if leaf.shape == shape}
+
+    config = tiny.experiment(folder, "once", method="none")
+    shape = opened(config).params["encoder"]["layers"]["mlp"]["wi_0"]["kernel"].shape
+    before = kernels()
+    run = train._Run(config, RunFolder(config.train.model_dir), None, "")
+    held = kernels() - before
+    run.close()
+    assert held and held <= {id(leaf) for leaf in jax.tree.leaves(run.state)}
 
 
 def test_second_run_and_second_step_compile_nothing(folder):
@@ -412,6 +429,7 @@ def test_what_the_best_is_chosen_by_stays(tmp_path, change):
     with pytest.raises(UserError, match=rf"holds a run with {part}\.{field}=.*; give the old value to continue that run"):
         folder.begin(tiny.replace(config, **change))
     free = {"train": {"eval_period": 5, "steps": 9}, "decode": {"batch_size": 3}, "data": {"cache_dir": "elsewhere"}}
+    free["backbone"] = {"architecture": dataclasses.replace(config.backbone.architecture, remat="full")}
     folder.begin(tiny.replace(config, **free))
 
 

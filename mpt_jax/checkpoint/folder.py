@@ -17,7 +17,7 @@ from mpt_jax.files import write_text
 FREE = frozenset(
     "train.model_dir train.log_period train.checkpoint_period train.keep_checkpoints train.tensorboard train.num_microbatches "
     "data.cache_dir data.trim_lengths data.pack_lengths data.pack_rows data.task_modules data.tfds_data_dir decode.batch_size "
-    "partition distributed infer export inspect bench".split()
+    "backbone.architecture.remat partition distributed infer export inspect bench".split()
 )
 # A run may also become longer, treat bad steps in another way, and validate at other steps; but always on the same examples and
 # in the same way, for the best score so far stands for ever.
