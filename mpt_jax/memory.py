@@ -27,7 +27,11 @@ INTEGER_FIELDS = {"loss_weights": jnp.float32}  # of a batch; all others are int
 
 
 class DoesNotFit(UserError):
-    """No mesh has the memory for a job."""
+    """No mesh has the memory for a job; `mesh` is the one that needs least."""
+
+    def __init__(self, sentence: str, mesh: Mesh):
+        super().__init__(sentence)
+        self.mesh = mesh
 
 
 class Programs(NamedTuple):
@@ -207,7 +211,7 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
         DoesNotFit: none fits.
         UserError: with none the devices can share the batch.
     """
-    tried: dict[int, float] = {}
+    tried: dict[int, tuple[float, Mesh]] = {}
     fsdp, heads = experiment.partition.fsdp, experiment.backbone.architecture.num_heads
     mesh = make_mesh(PartitionConfig(1, fsdp), list(devices))
     for partitions in range(1, len(devices) // fsdp + 1):
@@ -216,14 +220,16 @@ def choose_partitions(experiment: Experiment, groups: tuple[int, ...], devices: 
         mesh = make_mesh(PartitionConfig(partitions, fsdp), list(devices))
         if experiment.data.batch_size % (batch_ways(mesh) * experiment.train.num_microbatches):
             continue
-        tried[partitions] = estimate_training(programs_of(experiment, groups, mesh), experiment).total
-        if tried[partitions] <= memory * (1 - HEADROOM):
+        needed = estimate_training(programs_of(experiment, groups, mesh), experiment).total
+        if needed <= memory * (1 - HEADROOM):
             return partitions
+        tried[partitions] = needed, mesh
     if not tried:
         check_batch_size(experiment.data.batch_size, mesh, experiment.train.num_microbatches)
-    needs = ", ".join(f"{n}: {needed / 2**30:.1f} GiB" for n, needed in tried.items())
+    needs = ", ".join(f"{n}: {needed / 2**30:.1f} GiB" for n, (needed, _) in tried.items())
     raise DoesNotFit(
         f"PartitionConfig.num_partitions=0 finds no size of the mesh's model axis with which {len(devices)} devices of "
         f"{memory / 2**30:.1f} GiB hold the job and {HEADROOM:.0%} are left ({needs}); take T5Config.remat='full', a larger "
-        "TrainConfig.num_microbatches, a smaller BATCH_SIZE or more devices."
+        "TrainConfig.num_microbatches, a smaller BATCH_SIZE or more devices.",
+        min(tried.values(), key=lambda one: one[0])[1],
     )

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import jax
 
 from mpt_jax.board import read_results
-from mpt_jax.config import Experiment, PartitionConfig, StreamConfig
+from mpt_jax.config import Experiment, StreamConfig
 from mpt_jax.costs import Work, work_of
 from mpt_jax.data.registry import find_task
 from mpt_jax.errors import UserError
 from mpt_jax.hardware import GIB, Slice, find_slice
 from mpt_jax.jobs import plan_jobs, spread_of_lengths, steps_of
-from mpt_jax.memory import DoesNotFit, Programs, estimate_training, mesh_over, programs_of
+from mpt_jax.memory import DoesNotFit, Programs, device_bytes, estimate_training, mesh_over, programs_of
 from mpt_jax.partitioning import make_mesh
 from mpt_jax.pipeline import duration
 from mpt_jax.plan import roofline
@@ -35,12 +35,14 @@ class Cost(NamedTuple):
     flops: float  # of all steps and devices together
     seconds: float
     memory: float  # bytes of a device, estimated
+    fits: bool
 
 
 def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     """From shapes alone: no data is read, nothing is compiled. Without devices FLOP are all that can be told.
 
-    What no mesh has the memory for costs what it would with the model whole on each device.
+    What no mesh has the memory for costs what it would on the one that needs least of it. Beside model tuning lie the weights of
+    the study's backbone.
 
     Raises:
         UserError: the devices are no multiple of the mesh, or cannot share the batch.
@@ -48,15 +50,18 @@ def cost_of(experiment: Experiment, where: Slice | None = None) -> Cost:
     groups = tuple(stream.group for stream in experiment.data.streams)
     (device, *_) = jax.devices("cpu")
     if where is None:
-        return Cost(_work(programs_of(experiment, groups, make_mesh(devices=[device])), experiment).flops, 0.0, 0.0)
+        return Cost(_work(programs_of(experiment, groups, make_mesh(devices=[device])), experiment).flops, 0.0, 0.0, True)
     devices = [device] * where.size
     try:
-        mesh = mesh_over(experiment, groups, devices, where.device.memory)
-    except DoesNotFit:  # told with all other jobs
-        mesh = make_mesh(PartitionConfig(1, experiment.partition.fsdp), devices)
+        mesh, found = mesh_over(experiment, groups, devices, where.device.memory), True
+    except DoesNotFit as error:  # told with all other jobs
+        mesh, found = error.mesh, False
     programs = programs_of(experiment, groups, mesh)
     work = _work(programs, experiment)
-    return Cost(work.flops, roofline(work, where, mesh.shape).likely, estimate_training(programs, experiment).total)
+    needed = estimate_training(programs, experiment).total
+    if programs.prompt_module is None:
+        needed += device_bytes(programs.train_arguments[0].trainable)
+    return Cost(work.flops, roofline(work, where, mesh.shape).likely, needed, found and needed <= where.device.memory)
 
 
 def _work(programs: Programs, experiment: Experiment) -> Work:
@@ -118,7 +123,8 @@ def describe(cells: Sequence[Cell], folder: Path, topology: str) -> str:
         except UserError as error:
             raise UserError(f"A job of the sweep ({stage.title}, {counted(len(left.points), 'point')}): {error}") from None
         each = [known[shapes] for shapes, _ in trainings]
-        cost = Cost(sum(one.flops for one in each), sum(one.seconds for one in each), max(one.memory for one in each))
+        flops, seconds, memory, fits = zip(*each, strict=True)
+        cost = Cost(sum(flops), sum(seconds), max(memory), all(fits))
         costs.append(cost)
         there = f"{duration(cost.seconds):>11} {cost.memory / GIB:7.2f}  " if where else ""
         backbone = f" ({stage.experiment.backbone.checkpoint})" if several else ""
@@ -141,7 +147,7 @@ def _there(costs: Sequence[Cost], where: Slice) -> list[str]:
         f"{duration(seconds)} of training, if the jobs run one after another; compilation and loading come on top."
     )
     fit = f"GiB are what a device needs while training, estimated, and it has {limit / GIB:.2f}: "
-    too_large = sum(cost.memory > limit for cost in costs)
+    too_large = sum(not cost.fits for cost in costs)
     verdict = (
         f"{too_large} of {counted(len(costs), 'job')} would NOT fit. A smaller PipelineConfig.bank_size trains fewer prompts "
         "of targets side by side, TrainConfig.num_microbatches computes a batch in parts, T5Config.remat='full' keeps less, and "

@@ -297,6 +297,24 @@ def test_a_dry_run_lists_all_jobs_where_no_mesh_holds_one(folder, monkeypatch):
     assert f"{number} of {number} jobs would NOT fit" in describe([free], folder / "nowhere", "h100")
 
 
+def test_a_job_that_would_be_refused_does_not_fit(folder):
+    """Where nobody chose the mesh a tenth of the memory is left; what fits no mesh is told of one that can share the batch."""
+    (cell,) = cells_of(folder, "refused", lengths=(4,))
+    trainings = [job.stage().experiment for job in plan_jobs([cell.study])]
+    bank = next(one for one in trainings if one.prompt.method != "none")
+    free = tiny.replace(bank, partition={"num_partitions": 0})
+    needed = cost_of(bank, find_slice("h100")).memory
+
+    def tight(devices, memory):
+        found = find_slice(f"h100:{devices}")
+        return found._replace(device=found.device._replace(memory=memory))
+
+    assert cost_of(bank, tight(1, needed / 0.95)).fits and not cost_of(bank, tight(1, needed * 0.95)).fits
+    assert cost_of(free, tight(1, needed / 0.85)).fits and not cost_of(free, tight(1, needed / 0.95)).fits
+    few = tiny.replace(free, data={"batch_size": 4})
+    assert not cost_of(few, tight(8, 1000)).fits  # with the model whole on each of eight, four rows cannot be shared
+
+
 CURVES = [{"label": "Theirs", "source": "A paper", "x": [2, 4], "y": [40, 60]}]
 
 
