@@ -76,7 +76,8 @@ def _check_free(output: Path, source: str, *, is_file: bool) -> None:
 def _how_to_start(form: str, path: Path, meta: Meta) -> str:
     """How another run starts from the (first) prompt that was written."""
     method = "mpt_target" if meta["method"] == "mpt" and form in ("safetensors", "peft_mpt") else "spot"
-    start = f"{path}#{meta['tasks'][0]}" if len(set(meta["groups"])) > 1 else str(path)  # of several, one is chosen
+    first = meta["tasks"][0] if meta["tasks"][0] and meta["tasks"].count(meta["tasks"][0]) == 1 else "0"
+    start = f"{path}#{first}" if len(set(meta["groups"])) > 1 else str(path)  # of several, one is chosen
     return (
         f"A run starts from it with --gin_file=gin/methods/{method}.gin --gin.PROMPT_LENGTH={meta['length']} "
         f"--gin.INITIAL_PROMPT_PATH={shlex.quote(start)}"

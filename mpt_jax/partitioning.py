@@ -158,8 +158,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, num_microbatches: int = 1) -> 
         cut = [f"cut into TrainConfig.num_microbatches={num_microbatches} equal parts"] * (num_microbatches > 1)
         fewer = ", or fewer microbatches" if num_microbatches > 1 else ""
         raise UserError(
-            f"DataConfig.batch_size (BATCH_SIZE) is {batch_size}, which cannot be {' that are '.join(cut + shared)}; choose a "
-            f"multiple of {multiple}{fewer}."
+            f"DataConfig.batch_size (BATCH_SIZE; of a stage, StageConfig.batch_size times its prompts) is {batch_size}, which "
+            f"cannot be {' that are '.join(cut + shared)}; choose a multiple of {multiple}{fewer}."
         )
 
 

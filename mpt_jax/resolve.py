@@ -249,7 +249,9 @@ class _Resolver:
         elif hint in (int, str, bool) and type(value) is hint:
             return value
         assert kind in (tuple, dict) or hint in (int, str, bool, float) or dataclasses.is_dataclass(hint), f"no rule for {hint}"
-        raise UserError(f"{target.origin}: {target.name} must be {describe(hint)}, not {value!r}.")
+        # A shell eats one pair of quotes.
+        quoted = f'''; type "{target.origin}='{value}'"''' if hint is str and target.origin.startswith("--gin.") else ""
+        raise UserError(f"{target.origin}: {target.name} must be {describe(hint)}, not {value!r}{quoted}.")
 
     @staticmethod
     def _inside(target: _Target, key: str) -> _Target:

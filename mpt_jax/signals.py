@@ -1,4 +1,5 @@
-"""SIGINT and SIGTERM: the first stops the work wherever it is, a second one ends the process at once.
+"""SIGINT and SIGTERM: the first stops the work wherever it is, a second one ends the process at once (one of several takes leave
+of the others first, which is seconds).
 
 `handled` is the command line's. It raises `Interrupted` in the main thread, so that what is under way cleans up after itself.
 Where the main thread does not get to it, deep in a compiler say, a second thread ends the process. Training replaces the handler

@@ -229,7 +229,7 @@ WRONG_FLAGS = {
     "TRAIN_STEPS=2.5": ("--gin.TRAIN_STEPS", "TrainConfig.steps (TRAIN_STEPS) must be a whole number, not 2.5"),
     "TRAIN_STEPS=ten": ("must be a whole number, not 'ten'",),
     "TRAIN_STEPS=True": ("must be a whole number, not True",),
-    "MODEL_DIR=5": ("must be a string in quotes, not 5",),
+    "MODEL_DIR=5": ("must be a string in quotes, not 5; type \"--gin.MODEL_DIR='5'\".",),
     "TrainConfig.tensorboard=true": ("must be True or False, not 'true'",),
     "LossConfig.z_loss=None": ("must be a number, not None",),
     "DataConfig.task_modules=('tasks')": ("must be a tuple such as ('name',), not 'tasks'",),

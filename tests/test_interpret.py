@@ -140,6 +140,8 @@ def test_a_shared_plain_prompt_is_one_and_mpt_has_one_for_each_stream():
         ("a", ["a"], 2, 4),
     ]
     assert plain[1].tokens.tolist() == composed[2, 2:].tolist()
+    two = prompts_of(meta | {"method": "plain", "tasks": ["a", "a", "a"], "lengths": [4, 4]}, composed)
+    assert [one.name for one in two] == ["a #0", "a #2"]  # as PATH#NUMBER takes them
     mpt = prompts_of(meta | {"method": "mpt"}, composed)
     assert [one.name for one in mpt] == ["a, 4 tokens", "b", "a, 2 tokens"]
     assert [one.tokens.shape for one in mpt] == [(4, 2), (4, 2), (2, 2)]

@@ -79,7 +79,7 @@ class PartitionConfig:
     `parameter_partitioning_dims=2`; the batch must be large enough to be shared). All devices that are left go to "data".
     """
 
-    num_partitions: int = 1  # size of "model"; 0 = the fewest with which the estimate of `memory.py` fits the devices' memory
+    num_partitions: int = 1  # size of "model"; 0 = the fewest with which the estimate of `memory.py` fits 9/10 of the memory
     fsdp: int = 1
 
     def validate(self) -> None:
@@ -132,7 +132,7 @@ class ExportConfig:
 
     format: str = "safetensors"
     output: str = ""  # the file ("safetensors", "npy") or folder; for a bank in more than one piece, the folder of the pieces
-    task: str = ""  # the one task of a bank whose prompt is written, or a prompt's number, from 0; "" = the whole bank
+    task: str = ""  # the one task of a bank whose prompt is written, or the number of a prompt; "" = the whole bank
 
     def validate(self) -> None:
         choice("ExportConfig.format", self.format, EXPORT_FORMATS)

@@ -50,7 +50,7 @@ def initial_prompt(
                             warning, as by prompt-tuning's `from_embedded_list`
         "text"              the embeddings of the text's tokens, cut to P, then "vocab"
         "file"              a prompt file, or that of another tool (`load_prompts`). One prompt in it (or chosen by
-                            PATH#TASK) starts every group; PATH#* starts a bank from a bank of equal size, entry by entry.
+                            PATH#TASK, PATH#NUMBER) starts every group; PATH#* starts a bank from an equal one, entry by entry.
                             To MPT from MPT: P* of the file's one group, u and v as `factor_source` says. To MPT from a
                             plain prompt: P* is that prompt. To a plain prompt from MPT: the composed one.
       groups: [N] group of each stream.
@@ -150,12 +150,12 @@ def _trained(
     if whole and held != wanted:
         raise UserError(
             f"PromptConfig.init_file is {file}, a bank with groups {held}, but this run's are {wanted}; "
-            "'#*' needs equal banks, choose one prompt with PATH#TASK."
+            "'#*' needs equal banks, choose one prompt with PATH#TASK or PATH#NUMBER."
         )
     if not whole and len(seen := set(held)) > 1:
         raise UserError(
             f"PromptConfig.init_file is {file}, which holds {len(seen)} prompts for "
-            f"{', '.join(sorted(set(meta['tasks'])))}; choose one with PATH#TASK."
+            f"{', '.join(sorted(set(meta['tasks'])))}; choose one with PATH#TASK or PATH#NUMBER."
         )
     given = list(meta["lengths"]) if whole else list(meta["lengths"]) * len(lengths)
     if given != list(lengths):

@@ -139,10 +139,10 @@ def prompts_of(meta: Mapping[str, Any], composed: np.ndarray) -> list[Prompt]:
     names = [f"{name}, {counted(length, 'token')}" if name in several else name for name, length in both]
     counts = Counter(names)
     prompts = []
-    for number, (name, own, (first, *_)) in enumerate(zip(names, held, of_each, strict=True)):
+    for name, length, own, (first, *_) in zip(names, lengths, held, of_each, strict=True):
         group = groups[first]
-        tokens = composed[first, -lengths[number] :]
-        unique = name if counts[name] == 1 else f"{name} #{number}"  # of several seeds of a task
+        tokens = composed[first, -length:]
+        unique = name if counts[name] == 1 else f"{name} #{first}"  # of several seeds of a task, as PATH#NUMBER has it
         prompts.append(Prompt(unique, own, first, meta["seeds"][group], meta["scores"][group], tokens))
     return prompts
 
