@@ -16,7 +16,7 @@ from mpt_jax import cli
 from mpt_jax.checkpoint.import_hf import import_hf
 from mpt_jax.config import EXPORT_FORMATS, PromptConfig
 from mpt_jax.errors import UserError
-from mpt_jax.export import run_export
+from mpt_jax.export import _how_to_start, run_export
 from mpt_jax.gin_bindings import parse
 from mpt_jax.models import T5
 from mpt_jax.prompted_t5 import forward
@@ -288,3 +288,12 @@ def test_the_command(tmp_path, capsys):
         f"--gin_file=gin/methods/mpt_target.gin --gin.PROMPT_LENGTH=4 --gin.INITIAL_PROMPT_PATH={tmp_path}/adapter"
     )
     assert_same(load_prompts(tmp_path / "adapter")[0], mpt)
+
+
+@pytest.mark.parametrize("tasks, chosen", [(["a", "b"], "a"), (["a", "b", "a"], "0"), (["", ""], "0")])
+def test_of_several_prompts_the_hint_chooses_one_that_can_be_read(tmp_path, tasks, chosen):
+    meta = {"tasks": tasks, "groups": list(range(len(tasks)))}
+    path = save_prompts(tmp_path / "p.safetensors", {"prompt": np.ones((len(tasks), 4, 8), np.float32)}, meta)
+    *_, start = shlex.split(_how_to_start("safetensors", path, load_prompts(path)[1]))
+    assert start == f"--gin.INITIAL_PROMPT_PATH={path}#{chosen}"
+    assert load_prompts(start.partition("=")[2])[1]["tasks"] == tasks[:1]

@@ -25,7 +25,7 @@ SWEEPS = sorted(
 SIZES = ("small", "base", "large", "xl", "xxl")
 LM_ADAPTED = tuple(f"gin/sizes/lm_adapted_{size}.gin" for size in SIZES)
 MINI = "gin/backbones/mini.gin"
-MINIS = ("gin/sizes/mini_d32.gin", "gin/sizes/mini_d64.gin", "gin/sizes/mini_d128.gin")
+MINIS = ("gin/sizes/mini_d16.gin", "gin/sizes/mini_d32.gin", "gin/sizes/mini_d64.gin")
 T5_BASE = {"gin_file": ("gin/sizes/t5_base.gin",)}
 # What the papers vary (Lester et al. 2021, section 3.2; Wang et al. 2023), and its likes on mini.
 AXES = {
@@ -118,7 +118,7 @@ def test_every_study_has_a_folder_of_its_own():
 def test_a_size_has_the_weights_and_the_width_of_its_name(path):
     size = path.stem.rpartition("_")[2]
     backbone = backbone_of(str(path))
-    widths = dict(zip(SIZES, (512, 768, 1024, 2048, 4096), strict=True)) | {"d32": 32, "d64": 64, "d128": 128}
+    widths = dict(zip(SIZES, (512, 768, 1024, 2048, 4096), strict=True)) | {"d16": 16, "d32": 32, "d64": 64}
     assert size in re.split("[-_/]", backbone.checkpoint) or (path.stem, backbone.checkpoint) == ("mini_d64", "embedded:mini")
     assert backbone.architecture.d_model == widths[size]
     assert backbone.architecture.tie_embeddings == path.stem.startswith("t5_")  # 1.0
@@ -126,7 +126,7 @@ def test_a_size_has_the_weights_and_the_width_of_its_name(path):
 
 def test_minis_of_other_widths_differ_in_width_only():
     minis = [backbone_of(path).architecture for path in (*MINIS, MINI)]
-    assert minis[1] == minis[-1]  # which ships
+    assert minis[2] == minis[-1]  # which ships
     for mini in minis:
         assert mini.num_heads * mini.d_kv == mini.d_model and mini.d_ff == 2 * mini.d_model
     alike = [replace(mini, d_model=0, d_kv=0, d_ff=0) for mini in minis]
