@@ -33,9 +33,8 @@ def test_every_method_is_measured_and_written(tmp_path, method, capsys):
     written = json.loads((tmp_path / "out.json").read_text())
     for name in ("train", "decode"):
         result = written[name]
-        assert (
-            result["step_seconds_p10"] <= result["step_seconds_p50"] <= result["step_seconds_p90"] <= result["first_step_seconds"]
-        )
+        assert 0 < result["step_seconds_p10"] <= result["step_seconds_p50"] <= result["step_seconds_p90"]
+        assert result["first_step_seconds"] > 0  # with compilation, unless this process has compiled the same program before
         assert result["examples_per_second"] > 0 and result["mfu"] is None, "a CPU is in no table"
     assert written["num_microbatches"] == parts
     assert written["method"] == method and written["versions"]["jax"] == jax.__version__
