@@ -29,12 +29,14 @@ def test_every_method_is_measured_and_written(tmp_path, method, capsys):
         bench={"steps": 2, "warmup_steps": 1, "output_file": str(tmp_path / "out.json")},
         train={"num_microbatches": parts},
     )
+    jax.clear_caches()  # the first step is to have its compilation in it, whatever other tests have compiled
     bench.run_bench(config)
     written = json.loads((tmp_path / "out.json").read_text())
     for name in ("train", "decode"):
         result = written[name]
-        assert 0 < result["step_seconds_p10"] <= result["step_seconds_p50"] <= result["step_seconds_p90"]
-        assert result["first_step_seconds"] > 0  # with compilation, unless this process has compiled the same program before
+        assert (
+            result["step_seconds_p10"] <= result["step_seconds_p50"] <= result["step_seconds_p90"] <= result["first_step_seconds"]
+        )
         assert result["examples_per_second"] > 0 and result["mfu"] is None, "a CPU is in no table"
     assert written["num_microbatches"] == parts
     assert written["method"] == method and written["versions"]["jax"] == jax.__version__

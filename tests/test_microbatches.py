@@ -270,8 +270,8 @@ def test_packed_rows_are_a_multiple_of_the_microbatches(folder):
 def test_mistakes(folder):
     with pytest.raises(
         UserError,
-        match=r"BATCH_SIZE.* is 12, which cannot be cut into TrainConfig.num_microbatches=8 equal parts; choose a multiple of 8, "
-        r"or fewer microbatches",
+        match=r"\(BATCH_SIZE; of a stage, StageConfig.batch_size times its prompts\) is 12, which cannot be cut into "
+        r"TrainConfig.num_microbatches=8 equal parts; choose a multiple of 8, or fewer microbatches",
     ):
         run(folder, "wrong", num_microbatches=8)
     with pytest.raises(UserError, match=r"TrainConfig.num_microbatches must be positive, not 0"):

@@ -53,7 +53,7 @@ def test_logical_axes_become_mesh_axes(axes, shape, expected):
 def test_mistakes():
     with pytest.raises(UserError, match=r"num_partitions is 3, which does not divide the 8 devices"):
         make_mesh(PartitionConfig(3), jax.devices() * 8)
-    with pytest.raises(UserError, match=r"BATCH_SIZE; .*\) is 5, which cannot be shared evenly by 2 devices"):
+    with pytest.raises(UserError, match=r"\(BATCH_SIZE; .* times its prompts\) is 5, which cannot be shared evenly by 2 devices"):
         check_batch_size(5, FakeMesh())
     with pytest.raises(
         UserError, match=r"is 6, which cannot be cut into .*=2 equal parts that are shared evenly by 2 devices; .* 4,"

@@ -125,7 +125,7 @@ def test_the_fewest_partitions_that_fit_are_chosen(experiment):
         assert memory.choose_partitions(big, (0,), devices, enough * 0.999) == 2 * n
     with pytest.raises(UserError, match=r"num_partitions=0 finds no size .* take T5Config.remat='full', a larger"):
         memory.choose_partitions(big, (0,), devices, 1000)
-    with pytest.raises(UserError, match=r"BATCH_SIZE; .*\) is 5, which cannot be shared evenly by 3 devices"):
+    with pytest.raises(UserError, match=r"\(BATCH_SIZE; .* times its prompts\) is 5, which cannot be shared evenly by 3 devices"):
         memory.choose_partitions(tiny.replace(big, data={"batch_size": 5}), (0,), devices[:6], math.inf)
     with pytest.raises(UserError, match=r"times PartitionConfig.fsdp \(16\) is 16, which does not divide the 8"):
         memory.choose_partitions(tiny.replace(big, partition={"fsdp": 16}), (0,), devices, math.inf)
